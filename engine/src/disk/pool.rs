@@ -1,0 +1,89 @@
+//! The disk threads: where blocking system calls on files are made.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::task::{Context, Poll};
+
+use futures_channel::oneshot;
+use parking_lot::Mutex;
+
+use crate::error::{Error, Result};
+
+/// Calls that may wait for a disk thread; one more is answered with [`Error::Busy`].
+const QUEUE: usize = 4096;
+
+type Call = Box<dyn FnOnce() + Send>;
+
+/// A small set of named threads with one bounded queue.
+#[derive(Debug, Clone)]
+pub struct DiskPool {
+    calls: SyncSender<Call>,
+}
+
+impl DiskPool {
+    /// Starts `threads` threads named `reel-disk-N`; they end when the pool is dropped.
+    pub fn start(threads: usize) -> std::io::Result<Self> {
+        let (calls, waiting) = sync_channel::<Call>(QUEUE);
+        let waiting = Arc::new(Mutex::new(waiting));
+        for index in 0..threads {
+            let waiting = Arc::clone(&waiting);
+            std::thread::Builder::new()
+                .name(format!("reel-disk-{index}"))
+                .spawn(move || work(&waiting))?;
+        }
+        Ok(Self { calls })
+    }
+
+    /// Queues `call` at once; the returned [`Job`] gives its result. Dropping the job does not
+    /// stop the call.
+    pub fn run<T, F>(&self, call: F) -> Job<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T> + Send + 'static,
+    {
+        let (done, result) = oneshot::channel();
+        let queued = self.calls.try_send(Box::new(move || {
+            // The receiver may be gone; the call's effect stands all the same.
+            let _ = done.send(call());
+        }));
+        match queued {
+            Ok(()) => Job::Queued(result),
+            Err(TrySendError::Full(_)) => Job::Refused(Some(Error::Busy("the disk queue"))),
+            Err(TrySendError::Disconnected(_)) => Job::Refused(Some(Error::Stopping)),
+        }
+    }
+}
+
+fn work(waiting: &Mutex<Receiver<Call>>) {
+    loop {
+        let call = waiting.lock().recv();
+        match call {
+            Ok(call) => call(),
+            Err(_) => return,
+        }
+    }
+}
+
+/// The result of a queued call, to be awaited on any runtime.
+#[derive(Debug)]
+pub enum Job<T> {
+    /// The call is queued or running.
+    Queued(oneshot::Receiver<Result<T>>),
+    /// The queue did not take it.
+    Refused(Option<Error>),
+}
+
+impl<T> Future for Job<T> {
+    type Output = Result<T>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Queued(result) => Pin::new(result)
+                .poll(context)
+                .map(|result| result.unwrap_or(Err(Error::Stopping))),
+            Self::Refused(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Stopping))),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! Group commit: a shard's uploads that wait together are written with one write and one sync.
+//!
+//! Each shard owns its writer and its active segment; no lock and no other core is on the way. A
+//! lone upload never waits for a timer: while one batch is being synced the next one gathers.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use bytes::Bytes;
+use futures_channel::oneshot;
+
+use crate::clock::Version;
+use crate::disk::{Job, ShardFile};
+use crate::error::{Error, Result};
+use crate::format::align;
+use crate::format::record::{Layout, RecordHead, RecordKind};
+use crate::format::table::Entry;
+use crate::id::{ObjectId, SLOTS, SegmentNumber};
+use crate::segment::Segment;
+use crate::segment::open::entry_of;
+use crate::store::{Fresh, Store};
+
+/// Bytes of one batch; what waits beyond goes into the next.
+const BATCH_BYTES: u64 = 8 << 20;
+/// Records of one batch.
+const BATCH_RECORDS: usize = 1024;
+/// Bytes that may wait for a batch in one shard; one more upload is answered with
+/// [`Error::Busy`].
+const QUEUE_BYTES: u64 = 64 << 20;
+/// Largest buffer that is kept between batches, in bytes.
+const KEEP_BUFFER: usize = 1 << 20;
+
+/// A record to be written; its slot and place are the writer's to choose.
+#[derive(Debug)]
+pub struct Draft {
+    /// Object or tombstone.
+    pub kind: RecordKind,
+    /// The user.
+    pub user: String,
+    /// The file name.
+    pub name: String,
+    /// The content type; empty for a tombstone.
+    pub content_type: String,
+    /// Orders it among the writes of its name.
+    pub version: Version,
+    /// Milliseconds since 1970.
+    pub modified_ms: u64,
+    /// A tombstone's object.
+    pub target: Option<ObjectId>,
+    /// The bytes; empty for a tombstone.
+    pub payload: Bytes,
+    /// CRC-32 of `payload`.
+    pub payload_crc: u32,
+}
+
+/// A record that is durable.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The object's id (a tombstone has one too).
+    pub object: ObjectId,
+    /// Its segment; [`Store::settled`] takes it when the catalog has the record.
+    pub segment: Arc<Segment>,
+    /// Where the record ends in the segment: a follower that holds so many bytes has it.
+    pub end: u64,
+}
+
+struct Pending {
+    draft: Draft,
+    done: oneshot::Sender<Result<Stored>>,
+}
+
+/// A shard's writer. Clones share one queue. Not `Send`.
+#[derive(Clone)]
+pub struct Writer {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    store: Arc<Store>,
+    queue: RefCell<VecDeque<Pending>>,
+    queued_bytes: Cell<u64>,
+    stopping: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+    commits: metrics::Histogram,
+    sync_errors: metrics::Counter,
+}
+
+struct Active {
+    segment: Arc<Segment>,
+    file: ShardFile,
+    tail: u64,
+    slots: usize,
+}
+
+impl Writer {
+    /// A writer on the current shard. [`Writer::run`] must be spawned for it to do anything.
+    pub fn new(store: Arc<Store>) -> Self {
+        Self {
+            shared: Rc::new(Shared {
+                store,
+                queue: RefCell::default(),
+                queued_bytes: Cell::new(0),
+                stopping: Cell::new(false),
+                waker: Cell::new(None),
+                commits: metrics::histogram!("reel_commit_records"),
+                sync_errors: metrics::counter!("reel_disk_errors_total", "call" => "commit"),
+            }),
+        }
+    }
+
+    /// Writes one record; returns when it is durable. Dropping the future does not take the
+    /// record back.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when too much waits, [`Error::NoSpace`], [`Error::NoNumbers`], I/O errors;
+    /// the record is then not visible, now or after a restart.
+    pub async fn put(&self, draft: Draft) -> Result<Stored> {
+        let shared = &self.shared;
+        if shared.stopping.get() {
+            return Err(Error::Stopping);
+        }
+        let bytes = draft.payload.len() as u64;
+        if shared.queued_bytes.get() + bytes > QUEUE_BYTES {
+            return Err(Error::Busy("the shard's commit queue"));
+        }
+        let (done, stored) = oneshot::channel();
+        shared.queued_bytes.set(shared.queued_bytes.get() + bytes);
+        shared.queue.borrow_mut().push_back(Pending { draft, done });
+        if let Some(waker) = shared.waker.take() {
+            waker.wake();
+        }
+        stored.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// Lets [`Writer::run`] end when all that waits is written, and its segment sealed.
+    pub fn stop(&self) {
+        self.shared.stopping.set(true);
+        if let Some(waker) = self.shared.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// The commit loop of the shard.
+    pub async fn run(self) {
+        let mut committer = Committer { shared: self.shared, active: None, spare: None, buffer: Vec::new() };
+        while committer.wait().await {
+            committer.commit().await;
+        }
+        committer.close().await;
+    }
+}
+
+struct Committer {
+    shared: Rc<Shared>,
+    active: Option<Active>,
+    /// The next segment, being made while the active one fills.
+    spare: Option<Job<Fresh>>,
+    buffer: Vec<u8>,
+}
+
+impl Committer {
+    /// Waits for records; false when the writer stops and nothing waits.
+    async fn wait(&self) -> bool {
+        let shared = &self.shared;
+        poll_fn(|context| {
+            if !shared.queue.borrow().is_empty() {
+                return Poll::Ready(true);
+            }
+            if shared.stopping.get() {
+                return Poll::Ready(false);
+            }
+            shared.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Writes one batch, and answers it.
+    async fn commit(&mut self) {
+        if let Err(error) = self.ensure_active().await {
+            self.refuse_all(&error);
+            return;
+        }
+        let Some(mut active) = self.active.take() else { return };
+        let batch = self.encode_batch(&active);
+        if batch.is_empty() {
+            // The next record does not fit: on to a new segment.
+            self.retire(active);
+            return;
+        }
+        let buffer = std::mem::take(&mut self.buffer);
+        let written = buffer.len() as u64;
+        let (result, buffer) = active.file.write_all_at(buffer, active.tail).await;
+        self.buffer = buffer;
+        if self.buffer.capacity() > KEEP_BUFFER {
+            self.buffer = Vec::new();
+        }
+        if let Err(error) = result {
+            // Nothing was published; what lies behind the tail is cut off and written over.
+            let segment = Arc::clone(&active.segment);
+            drop(self.shared.store.pool().run(move || cut(&segment)));
+            self.active = Some(active);
+            self.fail(batch, &error);
+            return;
+        }
+        if let Err(error) = active.file.sync().await {
+            // After a failed sync these pages are not trusted again, whatever a later sync says
+            // ("fsyncgate"): the segment ends at what was durable before.
+            tracing::error!(segment = %active.segment.number(), %error, "sync failed; segment is sealed");
+            self.retire(active);
+            self.fail(batch, &error);
+            return;
+        }
+        active.tail += written;
+        active.slots += batch.len();
+        active.segment.add_unsettled(batch.len() as u32);
+        for (_, slot, entry, _) in &batch {
+            if let Some(table) = active.segment.table() {
+                table.publish(*slot, entry);
+            }
+        }
+        active.segment.set_durable(active.tail);
+        let number = active.segment.number();
+        self.shared.store.note_change(number);
+        self.shared.commits.record(batch.len() as f64);
+        for (pending, slot, _, end) in batch {
+            let stored = Stored { object: number.object(slot), segment: Arc::clone(&active.segment), end };
+            let _ = pending.done.send(Ok(stored));
+        }
+        if self.spare.is_none() && self.half_full(&active) {
+            self.spare = Some(self.shared.store.create_packed());
+        }
+        self.active = Some(active);
+    }
+
+    fn half_full(&self, active: &Active) -> bool {
+        active.tail * 2 > self.shared.store.options.segment_bytes || active.slots * 2 > SLOTS
+    }
+
+    /// Takes what fits into the active segment and one batch, and encodes it into the buffer.
+    fn encode_batch(&mut self, active: &Active) -> Vec<(Pending, u16, Entry, u64)> {
+        let limit = self.shared.store.options.segment_bytes;
+        let mut queue = self.shared.queue.borrow_mut();
+        let mut batch = Vec::with_capacity(queue.len().min(BATCH_RECORDS));
+        self.buffer.clear();
+        while let Some(next) = queue.front() {
+            let at = active.tail + self.buffer.len() as u64;
+            let slot = active.slots + batch.len();
+            let bytes = next.draft.payload.len() as u64;
+            let full = slot >= SLOTS || (at + bytes > limit && at > crate::format::HEADER_BYTES);
+            let enough = batch.len() >= BATCH_RECORDS
+                || (!batch.is_empty() && self.buffer.len() as u64 + bytes > BATCH_BYTES);
+            if full || enough {
+                break;
+            }
+            let Some(pending) = queue.pop_front() else { break };
+            self.shared.queued_bytes.set(self.shared.queued_bytes.get() - bytes);
+            let head = head_of(&pending.draft, &active.segment, slot as u16);
+            head.encode(&mut self.buffer);
+            self.buffer.extend_from_slice(&pending.draft.payload);
+            self.buffer.resize(align(self.buffer.len() as u64) as usize, 0);
+            let entry = entry_of(&head, at);
+            batch.push((pending, slot as u16, entry, at + head.record_len()));
+        }
+        batch
+    }
+
+    async fn ensure_active(&mut self) -> Result<()> {
+        if self.active.is_some() {
+            return Ok(());
+        }
+        let fresh = match self.spare.take() {
+            Some(spare) => spare.await?,
+            None => self.shared.store.create_packed().await?,
+        };
+        let file = ShardFile::adopt(fresh.file, fresh.segment.path().clone())?;
+        self.active = Some(Active { tail: fresh.segment.durable(), slots: 0, file, segment: fresh.segment });
+        Ok(())
+    }
+
+    /// Seals a segment in the background; it stays readable meanwhile.
+    fn retire(&self, active: Active) {
+        let segment = Arc::clone(&active.segment);
+        let number = segment.number();
+        drop(self.shared.store.pool().run(move || cut(&segment)));
+        let sealing = self.shared.store.seal(active.segment);
+        monoio::spawn(async move {
+            if let Err(error) = sealing.await {
+                tracing::error!(segment = %number, %error, "sealing failed; the segment is recovered at the next start");
+            }
+        });
+    }
+
+    fn fail(&self, batch: Vec<(Pending, u16, Entry, u64)>, error: &Error) {
+        self.shared.sync_errors.increment(1);
+        for (pending, ..) in batch {
+            let _ = pending.done.send(Err(error.clone()));
+        }
+    }
+
+    fn refuse_all(&self, error: &Error) {
+        self.shared.queued_bytes.set(0);
+        for pending in self.shared.queue.borrow_mut().drain(..) {
+            let _ = pending.done.send(Err(error.clone()));
+        }
+    }
+
+    /// Seals the active segment and drops an unused spare.
+    async fn close(mut self) {
+        if let Some(active) = self.active.take()
+            && let Err(error) = self.shared.store.seal(active.segment).await
+        {
+            tracing::error!(%error, "sealing at the end failed; the segment is recovered at the next start");
+        }
+        if let Some(Ok(fresh)) = match self.spare.take() {
+            Some(spare) => Some(spare.await),
+            None => None,
+        } {
+            let store = Arc::clone(&self.shared.store);
+            let number: SegmentNumber = fresh.segment.number();
+            let _ = self.shared.store.pool().run(move || store.forget(number)).await;
+        }
+    }
+}
+
+/// Cuts a segment's file to what is durable. Blocking.
+fn cut(segment: &Segment) -> Result<()> {
+    segment
+        .file()
+        .set_len(segment.durable())
+        .map_err(|error| Error::io("cut", segment.path(), error))
+}
+
+fn head_of(draft: &Draft, segment: &Segment, slot: u16) -> RecordHead {
+    RecordHead {
+        kind: draft.kind,
+        layout: Layout::Whole,
+        slot,
+        head_len: RecordHead::packed_head_len(&draft.user, &draft.name, &draft.content_type),
+        segment: segment.number(),
+        generation: segment.header().generation,
+        payload_len: draft.payload.len() as u64,
+        payload_crc: draft.payload_crc,
+        version: draft.version,
+        target: draft.target,
+        modified_ms: draft.modified_ms,
+        user: draft.user.clone(),
+        name: draft.name.clone(),
+        content_type: draft.content_type.clone(),
+    }
+}
