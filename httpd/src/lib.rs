@@ -1,1 +1,17 @@
-//! x
+//! The data plane: storage nodes and HTTP servers on monoio, one shard a core.
+//!
+//! A shard is a loop that never blocks: it accepts, parses ([`http`], pure), finds and sends or
+//! receives bytes. What could block goes to disk threads (engine) or to the process's one tokio
+//! side thread (control plane), through bounded channels.
+
+mod conn;
+mod gateway;
+pub mod http;
+mod node;
+mod replicate;
+mod shard;
+mod side;
+mod storage;
+mod upstream;
+
+pub use node::{RunError, run_gateway, run_storage};

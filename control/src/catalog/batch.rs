@@ -1,0 +1,258 @@
+//! Batching: what many shards want written goes into one transaction; look-ups go beside it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::{Catalog, CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Write};
+
+/// Requests that may wait; one more is refused.
+const QUEUE: usize = 4096;
+/// Writes of one transaction.
+const BATCH: usize = 512;
+/// Look-ups in progress at once.
+const LOOKUPS: usize = 256;
+/// Between looks whether a catalog that was away is back.
+const PROBE: Duration = Duration::from_millis(250);
+
+type Answer<T> = oneshot::Sender<Result<T>>;
+
+enum Read {
+    Lookup { user: String, name: String, answer: Answer<Option<Row>> },
+    List { user: String, prefix: String, after: String, limit: u32, answer: Answer<Vec<Row>> },
+    Settle { user: String, proposed: u32, answer: Answer<u32> },
+}
+
+type Apply = (Vec<Write>, Answer<Vec<Outcome>>);
+
+/// A shard's door to the catalog, which lives on the tokio thread. Cheap to clone.
+#[derive(Clone)]
+pub struct CatalogHandle {
+    writes: mpsc::Sender<Apply>,
+    reads: mpsc::Sender<Read>,
+    available: Arc<AtomicBool>,
+}
+
+/// The other end of a [`CatalogHandle`], for [`run_batches`].
+pub struct Batches {
+    writes: mpsc::Receiver<Apply>,
+    reads: mpsc::Receiver<Read>,
+    available: Arc<AtomicBool>,
+}
+
+impl CatalogHandle {
+    /// Both ends.
+    pub fn channel() -> (Self, Batches) {
+        let (writes, to_write) = mpsc::channel(QUEUE);
+        let (reads, to_read) = mpsc::channel(QUEUE);
+        let available = Arc::new(AtomicBool::new(false));
+        let handle = Self { writes, reads, available: Arc::clone(&available) };
+        (handle, Batches { writes: to_write, reads: to_read, available })
+    }
+
+    /// Whether the catalog answered the last time it was asked.
+    pub fn is_available(&self) -> bool {
+        self.available.load(Ordering::Relaxed)
+    }
+
+    /// [`Catalog::apply`], in one transaction with others' writes.
+    pub async fn apply(&self, writes: Vec<Write>) -> Result<Vec<Outcome>> {
+        let (answer, answered) = oneshot::channel();
+        send(&self.writes, (writes, answer))?;
+        receive(answered).await
+    }
+
+    /// [`Catalog::lookup`].
+    pub async fn lookup(&self, user: &str, name: &str) -> Result<Option<Row>> {
+        let (answer, answered) = oneshot::channel();
+        send(&self.reads, Read::Lookup { user: user.to_owned(), name: name.to_owned(), answer })?;
+        receive(answered).await
+    }
+
+    /// [`Catalog::list`].
+    pub async fn list(&self, user: String, prefix: String, after: String, limit: u32) -> Result<Vec<Row>> {
+        let (answer, answered) = oneshot::channel();
+        send(&self.reads, Read::List { user, prefix, after, limit, answer })?;
+        receive(answered).await
+    }
+
+    /// [`Catalog::settle_user`].
+    pub async fn settle_user(&self, user: String, proposed: u32) -> Result<u32> {
+        let (answer, answered) = oneshot::channel();
+        send(&self.reads, Read::Settle { user, proposed, answer })?;
+        receive(answered).await
+    }
+}
+
+fn send<T>(queue: &mpsc::Sender<T>, request: T) -> Result<()> {
+    queue.try_send(request).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => CatalogError::Away("its queue is full".to_owned()),
+        mpsc::error::TrySendError::Closed(_) => CatalogError::Away("the node is stopping".to_owned()),
+    })
+}
+
+async fn receive<T>(answered: oneshot::Receiver<Result<T>>) -> Result<T> {
+    answered.await.unwrap_or_else(|_| Err(CatalogError::Unknown("the node is stopping".to_owned())))
+}
+
+/// Serves the shards' requests until every handle is gone. Opens the catalog when it can; one that
+/// is away is tried again and again, and requests meanwhile are answered at once.
+pub async fn run_batches(url: String, batches: Batches) {
+    let open: Arc<RwLock<Option<Catalog>>> = Arc::default();
+    let Batches { writes, reads, available } = batches;
+    tokio::select! {
+        () = probe(&url, &open, &available) => {}
+        ((), ()) = async {
+            tokio::join!(write_loop(writes, &open, &available), read_loop(reads, &open, &available))
+        } => {}
+    }
+}
+
+/// Opens the catalog, and asks one that was away whether it is back. Never ends.
+async fn probe(url: &str, open: &RwLock<Option<Catalog>>, available: &AtomicBool) {
+    let mut said = false;
+    loop {
+        if !available.load(Ordering::Relaxed) {
+            let known = open.read().clone();
+            let result = match known {
+                Some(catalog) => timed(catalog.ping()).await,
+                None => match timed(Catalog::open(url)).await {
+                    Ok(catalog) => {
+                        *open.write() = Some(catalog);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            match result {
+                Ok(()) => {
+                    available.store(true, Ordering::Relaxed);
+                    if std::mem::take(&mut said) {
+                        tracing::info!("the catalog is back");
+                    }
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(%error, "the catalog is away; uploads are refused until it is back");
+                    }
+                }
+            }
+        }
+        metrics::gauge!("reel_catalog_available").set(f64::from(u8::from(available.load(Ordering::Relaxed))));
+        tokio::time::sleep(PROBE).await;
+    }
+}
+
+async fn write_loop(
+    mut requests: mpsc::Receiver<Apply>,
+    open: &RwLock<Option<Catalog>>,
+    available: &AtomicBool,
+) {
+    let sizes = metrics::histogram!("reel_catalog_batch_records");
+    let latency = metrics::histogram!("reel_catalog_commit_seconds");
+    while let Some(first) = requests.recv().await {
+        let mut waiting = vec![first];
+        let mut count = waiting[0].0.len();
+        while count < BATCH
+            && let Ok(next) = requests.try_recv()
+        {
+            count += next.0.len();
+            waiting.push(next);
+        }
+        sizes.record(count as f64);
+        let started = std::time::Instant::now();
+        let known = open.read().clone();
+        let (writes, answers): (Vec<_>, Vec<_>) =
+            waiting.into_iter().map(|(writes, answer)| ((writes.len(), writes), answer)).unzip();
+        let lengths: Vec<usize> = writes.iter().map(|(length, _)| *length).collect();
+        let all: Vec<Write> = writes.into_iter().flat_map(|(_, writes)| writes).collect();
+        let result = match known {
+            Some(catalog) => timed_apply(&catalog, &all).await,
+            None => Err(CatalogError::Away("it has not been reached yet".to_owned())),
+        };
+        latency.record(started.elapsed().as_secs_f64());
+        match result {
+            Ok(outcomes) => {
+                let mut outcomes = outcomes.into_iter();
+                for (answer, length) in answers.into_iter().zip(lengths) {
+                    let _ = answer.send(Ok(outcomes.by_ref().take(length).collect()));
+                }
+            }
+            Err(error) => {
+                available.store(false, Ordering::Relaxed);
+                metrics::counter!("reel_catalog_errors_total").increment(1);
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+async fn read_loop(
+    mut requests: mpsc::Receiver<Read>,
+    open: &RwLock<Option<Catalog>>,
+    available: &Arc<AtomicBool>,
+) {
+    let permits = Arc::new(Semaphore::new(LOOKUPS));
+    while let Some(request) = requests.recv().await {
+        let Some(catalog) = open.read().clone() else {
+            refuse(request);
+            continue;
+        };
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let available = Arc::clone(available);
+        tokio::spawn(async move {
+            let reached = read(&catalog, request).await;
+            if !reached {
+                available.store(false, Ordering::Relaxed);
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Answers one look-up; false when the catalog was not reached.
+async fn read(catalog: &Catalog, request: Read) -> bool {
+    fn answer<T>(to: Answer<T>, result: Result<T>) -> bool {
+        let reached = result.is_ok();
+        let _ = to.send(result);
+        reached
+    }
+    match request {
+        Read::Lookup { user, name, answer: to } => answer(to, timed(catalog.lookup(&user, &name)).await),
+        Read::List { user, prefix, after, limit, answer: to } => {
+            answer(to, timed(catalog.list(&user, &prefix, &after, limit)).await)
+        }
+        Read::Settle { user, proposed, answer: to } => {
+            answer(to, timed(catalog.settle_user(&user, proposed)).await)
+        }
+    }
+}
+
+fn refuse(request: Read) {
+    let error = CatalogError::Away("it has not been reached yet".to_owned());
+    match request {
+        Read::Lookup { answer, .. } => drop(answer.send(Err(error))),
+        Read::List { answer, .. } => drop(answer.send(Err(error))),
+        Read::Settle { answer, .. } => drop(answer.send(Err(error))),
+    }
+}
+
+async fn timed<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(STATEMENT_TIMEOUT, call).await {
+        Ok(result) => result,
+        Err(_) => Err(CatalogError::Away(format!("no answer within {STATEMENT_TIMEOUT:?}"))),
+    }
+}
+
+/// A transaction that ran out of time may have been committed all the same.
+async fn timed_apply(catalog: &Catalog, writes: &[Write]) -> Result<Vec<Outcome>> {
+    match tokio::time::timeout(STATEMENT_TIMEOUT * 2, catalog.apply(writes)).await {
+        Ok(result) => result,
+        Err(_) => Err(CatalogError::Unknown("no answer in time".to_owned())),
+    }
+}

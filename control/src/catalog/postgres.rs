@@ -1,0 +1,183 @@
+//! The catalog in PostgreSQL.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::Row as _;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+
+use super::resolve::{Presence, Present, resolve};
+use super::{CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end};
+
+/// Connections of one process.
+const CONNECTIONS: u32 = 8;
+/// Tries of a transaction that met another writer of the same new name.
+const TRIES: u32 = 6;
+
+/// The catalog on a server.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    pool: PgPool,
+}
+
+impl Postgres {
+    pub(super) async fn open(url: &str) -> Result<Self> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(away)?
+            .options([("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string())])
+            .application_name("reel");
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(STATEMENT_TIMEOUT)
+            .max_lifetime(Duration::from_secs(1800))
+            .connect_with(options)
+            .await
+            .map_err(away)?;
+        sqlx::migrate!("./migrations/postgres")
+            .run(&pool)
+            .await
+            .map_err(|error| CatalogError::Away(error.to_string()))?;
+        Ok(Self { pool })
+    }
+
+    pub(super) async fn apply(&self, writes: &[Write]) -> Result<Vec<Outcome>> {
+        for _ in 0..TRIES {
+            if let Some(outcomes) = self.try_apply(writes).await? {
+                return Ok(outcomes);
+            }
+        }
+        Err(CatalogError::Away("too many writers of the same name at once".to_owned()))
+    }
+
+    /// One transaction; `None` when another one inserted a name in between: try again.
+    async fn try_apply(&self, writes: &[Write]) -> Result<Option<Vec<Outcome>>> {
+        let mut transaction = self.pool.begin().await.map_err(away)?;
+        let mut keys: Vec<_> = writes.iter().map(Write::key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let (users, names): (Vec<&str>, Vec<&str>) = keys.into_iter().unzip();
+        let found = sqlx::query(
+            r#"SELECT f."user", f.name, f.object, f.hlc, f.node FROM files f
+               JOIN unnest($1::text[], $2::text[]) AS k(u, n) ON f."user" = k.u AND f.name = k.n
+               ORDER BY f."user", f.name FOR UPDATE OF f"#,
+        )
+        .bind(&users)
+        .bind(&names)
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(away)?;
+        let mut present = Presence::new();
+        for row in &found {
+            let (key, value) = presence_of(row).map_err(away)?;
+            present.insert(key, value);
+        }
+        let (outcomes, rows) = resolve(present, writes);
+        let column = |pick: fn(&Row) -> i64| rows.iter().map(pick).collect::<Vec<i64>>();
+        let text = |pick: fn(&Row) -> &str| rows.iter().map(pick).collect::<Vec<&str>>();
+        let written = sqlx::query(
+            r#"INSERT INTO files ("user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node)
+               SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[],
+                                    $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
+               ON CONFLICT ("user", name) DO UPDATE SET object = excluded.object, grp = excluded.grp,
+                 path = excluded.path, bytes = excluded.bytes, type = excluded.type, crc = excluded.crc,
+                 modified_ms = excluded.modified_ms, hlc = excluded.hlc, node = excluded.node
+               WHERE (excluded.hlc, excluded.node) > (files.hlc, files.node)"#,
+        )
+        .bind(text(|row| &row.user))
+        .bind(text(|row| &row.name))
+        .bind(column(|row| row.object as i64))
+        .bind(column(|row| i64::from(row.group)))
+        .bind(text(|row| &row.path))
+        .bind(column(|row| row.bytes as i64))
+        .bind(text(|row| &row.content_type))
+        .bind(column(|row| i64::from(row.crc)))
+        .bind(column(|row| row.modified_ms as i64))
+        .bind(column(|row| row.stamp.hlc as i64))
+        .bind(column(|row| i64::from(row.stamp.node)))
+        .execute(&mut *transaction)
+        .await
+        .map_err(away)?;
+        if written.rows_affected() != rows.len() as u64 {
+            transaction.rollback().await.map_err(away)?;
+            return Ok(None);
+        }
+        transaction.commit().await.map_err(|error| CatalogError::Unknown(error.to_string()))?;
+        Ok(Some(outcomes))
+    }
+
+    pub(super) async fn lookup(&self, user: &str, name: &str) -> Result<Option<Row>> {
+        sqlx::query(r#"SELECT "user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE "user" = $1 AND name = $2"#)
+            .bind(user)
+            .bind(name)
+            .fetch_optional(&self.pool)
+            .await
+            .and_then(|row| row.as_ref().map(row_of).transpose())
+            .map_err(away)
+    }
+
+    pub(super) async fn list(&self, user: &str, prefix: &str, after: &str, limit: u32) -> Result<Vec<Row>> {
+        let rows = sqlx::query(
+            r#"SELECT "user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files
+               WHERE "user" = $1 AND name >= $2 AND name > $3 AND ($4::text IS NULL OR name < $4) AND object <> 0
+               ORDER BY name LIMIT $5"#,
+        )
+        .bind(user)
+        .bind(prefix)
+        .bind(after)
+        .bind(prefix_end(prefix))
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await
+        .map_err(away)?;
+        rows.iter().map(row_of).collect::<Result<_, _>>().map_err(away)
+    }
+
+    pub(super) async fn group_of(&self, user: &str) -> Result<Option<u32>> {
+        sqlx::query_scalar::<_, i64>("SELECT grp FROM users WHERE name = $1")
+            .bind(user)
+            .fetch_optional(&self.pool)
+            .await
+            .map(|group| group.map(|group| group as u32))
+            .map_err(away)
+    }
+
+    pub(super) async fn settle_user(&self, user: &str, proposed: u32) -> Result<u32> {
+        sqlx::query_scalar::<_, i64>("INSERT INTO users (name, grp) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING grp")
+            .bind(user)
+            .bind(i64::from(proposed))
+            .fetch_one(&self.pool)
+            .await
+            .map(|group| group as u32)
+            .map_err(away)
+    }
+
+    pub(super) async fn take_numbers(&self, count: u64) -> Result<u64> {
+        sqlx::query_scalar::<_, i64>("INSERT INTO segment_numbers (mark) VALUES (1 + $1) ON CONFLICT (one) DO UPDATE SET mark = segment_numbers.mark + $1 RETURNING mark - $1")
+            .bind(count as i64)
+            .fetch_one(&self.pool)
+            .await
+            .map(|first| first as u64)
+            .map_err(away)
+    }
+}
+
+fn presence_of(row: &PgRow) -> Result<((String, String), Present), sqlx::Error> {
+    let stamp = Stamp { hlc: row.try_get::<i64, _>(3)? as u64, node: row.try_get::<i64, _>(4)? as u32 };
+    let object = row.try_get::<i64, _>(2)? as u64;
+    Ok(((row.try_get(0)?, row.try_get(1)?), Present { stamp, object }))
+}
+
+fn row_of(row: &PgRow) -> Result<Row, sqlx::Error> {
+    Ok(Row {
+        user: row.try_get(0)?,
+        name: row.try_get(1)?,
+        object: row.try_get::<i64, _>(2)? as u64,
+        group: row.try_get::<i64, _>(3)? as u32,
+        path: row.try_get(4)?,
+        bytes: row.try_get::<i64, _>(5)? as u64,
+        content_type: row.try_get(6)?,
+        crc: row.try_get::<i64, _>(7)? as u32,
+        modified_ms: row.try_get::<i64, _>(8)? as u64,
+        stamp: Stamp { hlc: row.try_get::<i64, _>(9)? as u64, node: row.try_get::<i64, _>(10)? as u32 },
+    })
+}

@@ -1,0 +1,144 @@
+//! What a batch of writes does to the rows that are there. Pure: the same on every database.
+
+use std::collections::BTreeMap;
+
+use super::{Outcome, Row, Stamp, Write};
+
+/// What is there under a name: version, and object (0 for a mark).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Present {
+    pub(super) stamp: Stamp,
+    pub(super) object: u64,
+}
+
+/// Rows by (user, name).
+pub(super) type Presence = BTreeMap<(String, String), Present>;
+
+/// Applies `writes` in order to what is there: an outcome each, and the rows to be written, sorted
+/// by key (the order in which databases lock them), one a key.
+pub(super) fn resolve(mut present: Presence, writes: &[Write]) -> (Vec<Outcome>, Vec<Row>) {
+    let mut changed: BTreeMap<(String, String), Row> = BTreeMap::new();
+    let mut outcomes = Vec::with_capacity(writes.len());
+    for write in writes {
+        let (user, name) = write.key();
+        let key = (user.to_owned(), name.to_owned());
+        let (outcome, row) = decide(present.get(&key).copied(), write);
+        if let Some(row) = row {
+            present.insert(key.clone(), Present { stamp: row.stamp, object: row.object });
+            changed.insert(key, row);
+        }
+        outcomes.push(outcome);
+    }
+    (outcomes, changed.into_values().collect())
+}
+
+fn decide(there: Option<Present>, write: &Write) -> (Outcome, Option<Row>) {
+    let alive = there.map(|present| present.object).filter(|object| *object != 0);
+    let lost = |present: Present| Outcome::Lost { winner: present.stamp, object: alive };
+    match write {
+        Write::Put { row, only_new } => match there {
+            // The same write again: it has taken effect before.
+            Some(present) if present.stamp == row.stamp && present.object == row.object => {
+                (Outcome::Done { previous: None, stamp: row.stamp }, None)
+            }
+            _ if *only_new && alive.is_some() => (Outcome::Exists, None),
+            Some(present) if present.stamp >= row.stamp => (lost(present), None),
+            _ => (Outcome::Done { previous: alive, stamp: row.stamp }, Some(row.clone())),
+        },
+        Write::Delete { user, name, stamp } => match (there, alive) {
+            (Some(present), Some(object)) => {
+                let above = Stamp { hlc: present.stamp.hlc + 1, node: stamp.node };
+                let stamp = (*stamp).max(above);
+                let mark = Row::mark(user.clone(), name.clone(), stamp);
+                (Outcome::Done { previous: Some(object), stamp }, Some(mark))
+            }
+            _ => (Outcome::NotFound, None),
+        },
+        Write::Mark { user, name, stamp } => match there {
+            Some(present) if present.stamp == *stamp => {
+                (Outcome::Done { previous: None, stamp: *stamp }, None)
+            }
+            Some(present) if present.stamp > *stamp => (lost(present), None),
+            _ => {
+                let mark = Row::mark(user.clone(), name.clone(), *stamp);
+                (Outcome::Done { previous: alive, stamp: *stamp }, Some(mark))
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn put(hlc: u64, node: u32) -> Write {
+        let stamp = Stamp { hlc, node };
+        let mut row = Row::mark("u".into(), "f".into(), stamp);
+        row.object = hlc << 8 | u64::from(node);
+        Write::Put { row, only_new: false }
+    }
+
+    fn mark(hlc: u64, node: u32) -> Write {
+        Write::Mark { user: "u".into(), name: "f".into(), stamp: Stamp { hlc, node } }
+    }
+
+    proptest! {
+        /// Two nodes at once, a repeated offer, any order: the end is the highest version.
+        #[test]
+        fn the_end_does_not_depend_on_the_order(
+            mut ops in proptest::collection::vec((1u64..40, 1u32..4, any::<bool>()), 1..12),
+            seed: u64,
+        ) {
+            ops.sort_unstable();
+            ops.dedup_by_key(|(hlc, node, _)| (*hlc, *node));
+            let writes: Vec<Write> = ops.iter()
+                .map(|(hlc, node, deletes)| if *deletes { mark(*hlc, *node) } else { put(*hlc, *node) })
+                .collect();
+            let end = |writes: &[Write]| {
+                let mut present = Presence::new();
+                for write in writes {
+                    let (_, rows) = resolve(present.clone(), std::slice::from_ref(write));
+                    for row in rows {
+                        let key = (row.user.clone(), row.name.clone());
+                        present.insert(key, Present { stamp: row.stamp, object: row.object });
+                    }
+                }
+                present
+            };
+            let mut shuffled: Vec<Write> = writes.iter().chain(&writes).cloned().collect();
+            let mut state = seed | 1;
+            for at in (1..shuffled.len()).rev() {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                shuffled.swap(at, (state >> 33) as usize % (at + 1));
+            }
+            prop_assert_eq!(end(&shuffled), end(&writes));
+            let highest = writes.last().map(|write| match write {
+                Write::Put { row, .. } => (row.stamp, row.object),
+                Write::Mark { stamp, .. } | Write::Delete { stamp, .. } => (*stamp, 0),
+            });
+            let found = end(&writes).values().next().map(|present| (present.stamp, present.object));
+            prop_assert_eq!(found, highest);
+        }
+    }
+
+    #[test]
+    fn a_clients_delete_beats_a_row_from_a_faster_clock() {
+        let (_, rows) = resolve(Presence::new(), &[put(900, 2)]);
+        let there = Presence::from([(
+            ("u".to_owned(), "f".to_owned()),
+            Present { stamp: rows[0].stamp, object: rows[0].object },
+        )]);
+        let delete = Write::Delete { user: "u".into(), name: "f".into(), stamp: Stamp { hlc: 5, node: 1 } };
+        let (outcomes, rows) = resolve(there, &[delete]);
+        assert_eq!(outcomes, [Outcome::Done { previous: Some(900 << 8 | 2), stamp: Stamp { hlc: 901, node: 1 } }]);
+        assert!(rows[0].is_mark());
+    }
+
+    #[test]
+    fn one_batch_may_write_a_name_twice() {
+        let (outcomes, rows) = resolve(Presence::new(), &[put(1, 1), put(2, 1)]);
+        assert_eq!(outcomes[1], Outcome::Done { previous: Some(1 << 8 | 1), stamp: Stamp { hlc: 2, node: 1 } });
+        assert_eq!(rows.len(), 1);
+    }
+}

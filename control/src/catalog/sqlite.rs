@@ -1,0 +1,204 @@
+//! The catalog in an embedded SQLite file (WAL, synchronous=FULL). Several processes of one machine
+//! may share it.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, Row as _, Sqlite as Database, Transaction};
+
+use super::resolve::{Presence, Present, resolve};
+use super::{CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end};
+
+/// Connections for look-ups; writes have one of their own.
+const READERS: u32 = 4;
+/// How long a process waits for another one's transaction.
+const BUSY: Duration = Duration::from_secs(4);
+/// Rows of one statement; a batch is cut into such pieces, so that few statements are prepared.
+const PIECES: [usize; 3] = [64, 8, 1];
+/// Tries of the migration: several processes may start at once.
+const MIGRATION_TRIES: u32 = 20;
+
+/// The embedded catalog.
+#[derive(Debug, Clone)]
+pub struct Sqlite {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl Sqlite {
+    pub(super) async fn open(url: &str) -> Result<Self> {
+        let path = url.strip_prefix("sqlite:").unwrap_or(url);
+        let path = path.strip_prefix("//").unwrap_or(path);
+        let file = path.split('?').next().unwrap_or(path);
+        if let Some(parent) = std::path::Path::new(file).parent() {
+            std::fs::create_dir_all(parent).map_err(|error| CatalogError::Away(error.to_string()))?;
+        }
+        let options = SqliteConnectOptions::from_str(&format!("sqlite:{path}"))
+            .map_err(away)?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY)
+            .statement_cache_capacity(64);
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(STATEMENT_TIMEOUT)
+                .connect_with(options.clone())
+        };
+        let mut tries = 0;
+        let writer = loop {
+            let opened = async {
+                let writer = pool(1).await.map_err(away)?;
+                sqlx::migrate!("./migrations/sqlite")
+                    .run(&writer)
+                    .await
+                    .map_err(|error| CatalogError::Away(error.to_string()))?;
+                Ok(writer)
+            };
+            match opened.await {
+                Ok(writer) => break writer,
+                Err(error) if tries >= MIGRATION_TRIES => return Err(error),
+                Err(_) => {
+                    tries += 1;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        };
+        let readers = pool(READERS).await.map_err(away)?;
+        Ok(Self { writer, readers })
+    }
+
+    pub(super) async fn apply(&self, writes: &[Write]) -> Result<Vec<Outcome>> {
+        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(away)?;
+        let mut keys: Vec<_> = writes.iter().map(Write::key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let present = present(&mut transaction, &keys).await?;
+        let (outcomes, rows) = resolve(present, writes);
+        for piece in pieces(&rows) {
+            upsert(&mut transaction, piece).await?;
+        }
+        transaction.commit().await.map_err(|error| CatalogError::Unknown(error.to_string()))?;
+        Ok(outcomes)
+    }
+
+    pub(super) async fn lookup(&self, user: &str, name: &str) -> Result<Option<Row>> {
+        sqlx::query("SELECT user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE user = ? AND name = ?")
+            .bind(user)
+            .bind(name)
+            .fetch_optional(&self.readers)
+            .await
+            .and_then(|row| row.as_ref().map(row_of).transpose())
+            .map_err(away)
+    }
+
+    pub(super) async fn list(&self, user: &str, prefix: &str, after: &str, limit: u32) -> Result<Vec<Row>> {
+        let end = prefix_end(prefix);
+        let rows = sqlx::query("SELECT user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE user = ?1 AND name >= ?2 AND name > ?3 AND (?4 IS NULL OR name < ?4) AND object <> 0 ORDER BY name LIMIT ?5")
+            .bind(user)
+            .bind(prefix)
+            .bind(after)
+            .bind(end)
+            .bind(i64::from(limit))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(away)?;
+        rows.iter().map(row_of).collect::<Result<_, _>>().map_err(away)
+    }
+
+    pub(super) async fn group_of(&self, user: &str) -> Result<Option<u32>> {
+        sqlx::query_scalar::<_, i64>("SELECT grp FROM users WHERE name = ?")
+            .bind(user)
+            .fetch_optional(&self.readers)
+            .await
+            .map(|group| group.map(|group| group as u32))
+            .map_err(away)
+    }
+
+    pub(super) async fn settle_user(&self, user: &str, proposed: u32) -> Result<u32> {
+        sqlx::query_scalar::<_, i64>("INSERT INTO users (name, grp) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING grp")
+            .bind(user)
+            .bind(i64::from(proposed))
+            .fetch_one(&self.writer)
+            .await
+            .map(|group| group as u32)
+            .map_err(away)
+    }
+}
+
+/// Cuts a slice into pieces of the sizes in [`PIECES`].
+fn pieces<T>(mut items: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let size = PIECES.into_iter().find(|size| *size <= items.len())?;
+        let (piece, rest) = items.split_at(size);
+        items = rest;
+        Some(piece)
+    })
+}
+
+async fn present(transaction: &mut Transaction<'_, Database>, keys: &[(&str, &str)]) -> Result<Presence> {
+    let mut present = Presence::new();
+    for piece in pieces(keys) {
+        let mut sql = String::from("SELECT user, name, object, hlc, node FROM files WHERE (user, name) IN (VALUES ");
+        sql.push_str(&vec!["(?,?)"; piece.len()].join(","));
+        sql.push(')');
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for (user, name) in piece {
+            query = query.bind(*user).bind(*name);
+        }
+        for row in query.fetch_all(&mut **transaction).await.map_err(away)? {
+            let read = || -> Result<_, sqlx::Error> {
+                let stamp = Stamp { hlc: row.try_get::<i64, _>(3)? as u64, node: row.try_get::<i64, _>(4)? as u32 };
+                let object = row.try_get::<i64, _>(2)? as u64;
+                Ok(((row.try_get(0)?, row.try_get(1)?), Present { stamp, object }))
+            };
+            let (key, value) = read().map_err(away)?;
+            present.insert(key, value);
+        }
+    }
+    Ok(present)
+}
+
+async fn upsert(transaction: &mut Transaction<'_, Database>, rows: &[Row]) -> Result<()> {
+    let mut sql = String::from("INSERT INTO files (user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node) VALUES ");
+    sql.push_str(&vec!["(?,?,?,?,?,?,?,?,?,?,?)"; rows.len()].join(","));
+    sql.push_str(
+        " ON CONFLICT (user, name) DO UPDATE SET object = excluded.object, grp = excluded.grp, \
+         path = excluded.path, bytes = excluded.bytes, type = excluded.type, crc = excluded.crc, \
+         modified_ms = excluded.modified_ms, hlc = excluded.hlc, node = excluded.node \
+         WHERE (excluded.hlc, excluded.node) > (files.hlc, files.node)",
+    );
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for row in rows {
+        query = query
+            .bind(&row.user)
+            .bind(&row.name)
+            .bind(row.object as i64)
+            .bind(i64::from(row.group))
+            .bind(&row.path)
+            .bind(row.bytes as i64)
+            .bind(&row.content_type)
+            .bind(i64::from(row.crc))
+            .bind(row.modified_ms as i64)
+            .bind(row.stamp.hlc as i64)
+            .bind(i64::from(row.stamp.node));
+    }
+    query.execute(&mut **transaction).await.map(drop).map_err(away)
+}
+
+fn row_of(row: &SqliteRow) -> Result<Row, sqlx::Error> {
+    Ok(Row {
+        user: row.try_get(0)?,
+        name: row.try_get(1)?,
+        object: row.try_get::<i64, _>(2)? as u64,
+        group: row.try_get::<i64, _>(3)? as u32,
+        path: row.try_get(4)?,
+        bytes: row.try_get::<i64, _>(5)? as u64,
+        content_type: row.try_get(6)?,
+        crc: row.try_get::<i64, _>(7)? as u32,
+        modified_ms: row.try_get::<i64, _>(8)? as u64,
+        stamp: Stamp { hlc: row.try_get::<i64, _>(9)? as u64, node: row.try_get::<i64, _>(10)? as u32 },
+    })
+}

@@ -1,0 +1,551 @@
+//! One TOML format for all roles. An unknown key or a bad value names file, line and key.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, de};
+
+/// A configuration that cannot be used: one line for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Something in it is wrong.
+    #[error("{path}:{line}: {key}: {message}")]
+    Bad {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key, as far as it is known.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A section that the role needs is not there.
+    #[error("{path}: section [{section}] is missing; `reel config example {section}` prints one")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// The section.
+        section: &'static str,
+    },
+}
+
+/// A number of bytes: an integer, or a text such as `"256 MiB"` (KiB, MiB, GiB, TiB; kB, MB, GB, TB).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+/// A time span: a text such as `"250 ms"`, `"2 s"`, `"5 min"`, `"1 h"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+fn split_unit(text: &str) -> Option<(f64, &str)> {
+    let text = text.trim();
+    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    Some((number.parse().ok()?, unit.trim()))
+}
+
+impl ByteSize {
+    /// Understands `"64 MiB"` and the like.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (number, unit) = split_unit(text)?;
+        let scale: u64 = match unit {
+            "" | "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            "kB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            _ => return None,
+        };
+        Some(Self((number * scale as f64) as u64))
+    }
+}
+
+impl Span {
+    /// Understands `"250 ms"` and the like.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (number, unit) = split_unit(text)?;
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "min" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        Duration::try_from_secs_f64(number * seconds).ok().map(Self)
+    }
+
+    const fn ms(ms: u64) -> Self {
+        Self(Duration::from_millis(ms))
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Number(u64),
+            Text(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Number(bytes) => Ok(Self(bytes)),
+            Form::Text(text) => Self::parse(&text)
+                .ok_or_else(|| de::Error::custom(format!("{text:?} is not a size such as \"256 MiB\""))),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text)
+            .ok_or_else(|| de::Error::custom(format!("{text:?} is not a time such as \"500 ms\" or \"2 s\"")))
+    }
+}
+
+/// The whole file. Every role reads its own section and the common keys.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The cluster's name: nodes of another one are refused.
+    #[serde(default = "default_cluster")]
+    pub cluster: String,
+    /// Every tracker's `HOST:PORT`.
+    #[serde(default)]
+    pub trackers: Vec<String>,
+    /// Every ID server's `HOST:PORT`.
+    #[serde(default)]
+    pub id_servers: Vec<String>,
+    /// The catalog: `sqlite:PATH` or `postgres://…`.
+    #[serde(default)]
+    pub catalog: Option<String>,
+    /// Between a storage node's beats.
+    #[serde(default = "default_beat")]
+    pub beat: Span,
+    /// The log.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// A tracker.
+    pub tracker: Option<TrackerConfig>,
+    /// An ID server.
+    pub id: Option<IdConfig>,
+    /// A storage node.
+    pub storage: Option<StorageConfig>,
+    /// An HTTP server (gateway).
+    pub http: Option<HttpConfig>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or `tracing` directives.
+    pub level: String,
+}
+
+/// `[tracker]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrackerConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+/// `[id]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The file that keeps the mark (one ID server only). Without it the mark is a row in the
+    /// catalog, which must be PostgreSQL; then any number of ID servers may run.
+    pub mark: Option<PathBuf>,
+}
+
+/// How many nodes must hold an upload durably before it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ack {
+    /// This many.
+    Nodes(u32),
+    /// Every node of the group.
+    All,
+}
+
+impl<'de> Deserialize<'de> for Ack {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Number(u32),
+            Text(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Number(nodes @ 1..=2) => Ok(Self::Nodes(nodes)),
+            Form::Text(text) if text == "all" => Ok(Self::All),
+            Form::Number(other) => Err(de::Error::custom(format!("{other} is not 1, 2 or \"all\""))),
+            Form::Text(other) => Err(de::Error::custom(format!("{other:?} is not 1, 2 or \"all\""))),
+        }
+    }
+}
+
+/// How a group's nodes are kept equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Replication {
+    /// Each node pulls what it lacks from its peers.
+    Pull,
+}
+
+/// `[storage]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageConfig {
+    /// The node's id, 1 or more, unique in the cluster.
+    pub id: u32,
+    /// Its name, for people.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Its group, 1 or more.
+    pub group: u32,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The address others reach it at; `listen` when absent.
+    pub advertise: Option<SocketAddr>,
+    /// The data folder.
+    pub data: PathBuf,
+    /// Shards; one a core when absent.
+    pub shards: Option<u32>,
+    /// How the group is kept equal.
+    #[serde(default = "default_replication")]
+    pub replication: Replication,
+    /// How many nodes must hold an upload before it is answered.
+    #[serde(default = "default_ack")]
+    pub ack: Ack,
+    /// Bytes after which a packed segment is sealed.
+    #[serde(default = "default_segment")]
+    pub segment_bytes: ByteSize,
+    /// From this size on an upload gets a segment of its own.
+    #[serde(default = "default_solo")]
+    pub solo_bytes: ByteSize,
+    /// Bytes that uploads leave free.
+    #[serde(default = "default_reserve")]
+    pub reserve: ByteSize,
+    /// The largest upload.
+    #[serde(default = "default_max_upload")]
+    pub max_upload: ByteSize,
+    /// Bytes of small uploads that a shard holds in memory at once.
+    #[serde(default = "default_upload_memory")]
+    pub upload_memory: ByteSize,
+    /// Segments kept open.
+    #[serde(default = "default_open_segments")]
+    pub open_segments: usize,
+    /// Names a shard remembers.
+    #[serde(default = "default_name_cache")]
+    pub name_cache: usize,
+    /// Age after which a remembered name is asked of the catalog again, beside the answer.
+    #[serde(default = "default_name_age")]
+    pub name_age: Span,
+    /// Segment numbers fetched at a time.
+    #[serde(default = "default_lease")]
+    pub lease: u64,
+    /// Limits of connections.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Cross-origin rules.
+    #[serde(default)]
+    pub cors: CorsConfig,
+}
+
+/// How an HTTP server brings bytes to its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HttpMode {
+    /// It fetches from a node and passes on.
+    Proxy,
+    /// It sends the client to a node (307).
+    Redirect,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Shards; one a core when absent.
+    pub shards: Option<u32>,
+    /// `proxy` or `redirect`.
+    #[serde(default = "default_mode")]
+    pub mode: HttpMode,
+    /// Whether PUT and DELETE are passed on.
+    #[serde(default = "default_true")]
+    pub writes: bool,
+    /// How long a tracker's answer is used.
+    #[serde(default = "default_address_age")]
+    pub address_age: Span,
+    /// Idle connections kept to each node, a shard.
+    #[serde(default = "default_pool")]
+    pub idle_per_node: usize,
+    /// Limits of connections.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Cross-origin rules.
+    #[serde(default)]
+    pub cors: CorsConfig,
+}
+
+/// `[….limits]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Connections a shard serves at once.
+    pub connections: usize,
+    /// For a whole request head to arrive.
+    pub head_timeout: Span,
+    /// For the next request on a kept connection.
+    pub idle_timeout: Span,
+    /// Without any progress of a body, in or out.
+    pub stall_timeout: Span,
+    /// A request head's bytes.
+    pub head_bytes: usize,
+    /// Ranges of one request; more are answered with the whole.
+    pub ranges: usize,
+}
+
+/// `[….cors]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CorsConfig {
+    /// `Access-Control-Allow-Origin` of answers to GET and HEAD; empty for none.
+    pub allow_origin: String,
+    /// Seconds a preflight's answer may be kept.
+    pub max_age: u32,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned() }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            connections: 9_000,
+            head_timeout: Span::ms(10_000),
+            idle_timeout: Span::ms(75_000),
+            stall_timeout: Span::ms(60_000),
+            head_bytes: 16 * 1024,
+            ranges: 16,
+        }
+    }
+}
+
+impl Default for CorsConfig {
+    fn default() -> Self {
+        Self { allow_origin: "*".to_owned(), max_age: 86_400 }
+    }
+}
+
+fn default_cluster() -> String {
+    "reel".to_owned()
+}
+fn default_beat() -> Span {
+    Span::ms(1000)
+}
+fn default_replication() -> Replication {
+    Replication::Pull
+}
+fn default_ack() -> Ack {
+    Ack::Nodes(1)
+}
+fn default_segment() -> ByteSize {
+    ByteSize(256 << 20)
+}
+fn default_solo() -> ByteSize {
+    ByteSize(1 << 20)
+}
+fn default_reserve() -> ByteSize {
+    ByteSize(256 << 20)
+}
+fn default_max_upload() -> ByteSize {
+    ByteSize(1 << 40)
+}
+fn default_upload_memory() -> ByteSize {
+    ByteSize(64 << 20)
+}
+fn default_open_segments() -> usize {
+    4096
+}
+fn default_name_cache() -> usize {
+    65_536
+}
+fn default_name_age() -> Span {
+    Span::ms(2000)
+}
+fn default_lease() -> u64 {
+    1024
+}
+fn default_mode() -> HttpMode {
+    HttpMode::Proxy
+}
+fn default_true() -> bool {
+    true
+}
+fn default_address_age() -> Span {
+    Span::ms(1000)
+}
+fn default_pool() -> usize {
+    64
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Understands `text`; `path` is for errors.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            bad(text, path, at, error.message())
+        })?;
+        config.check(text, path)?;
+        Ok(config)
+    }
+
+    fn check(&self, text: &str, path: &Path) -> Result<(), ConfigError> {
+        let fail = |key: &str, message: &str| {
+            let at = find_key(text, key).unwrap_or(0);
+            Err(bad(text, path, at, message))
+        };
+        if self.cluster.is_empty() || self.cluster.len() > 64 {
+            return fail("cluster", "must have 1 to 64 bytes");
+        }
+        if let Some(url) = &self.catalog
+            && !url.starts_with("sqlite:")
+            && !url.starts_with("postgres:")
+            && !url.starts_with("postgresql:")
+        {
+            return fail("catalog", "must be sqlite:PATH or postgres://…");
+        }
+        if let Some(storage) = &self.storage {
+            if storage.id == 0 {
+                return fail("id", "a node's id is 1 or more");
+            }
+            if storage.group == 0 {
+                return fail("group", "a group is 1 or more");
+            }
+            if !(1 << 20..=16 << 30).contains(&storage.segment_bytes.0) {
+                return fail("segment_bytes", "must be between 1 MiB and 16 GiB");
+            }
+            if storage.solo_bytes.0 > storage.segment_bytes.0 / 2 || storage.solo_bytes.0 > 8 << 20 {
+                return fail("solo_bytes", "must be at most 8 MiB and half of segment_bytes");
+            }
+        }
+        Ok(())
+    }
+
+    /// The catalog's URL, or the error that names the key.
+    pub fn catalog_url(&self, path: &Path) -> Result<&str, ConfigError> {
+        self.catalog.as_deref().ok_or(ConfigError::Bad {
+            path: path.to_owned(),
+            line: 1,
+            key: "catalog".to_owned(),
+            message: "is missing; sqlite:PATH or postgres://…".to_owned(),
+        })
+    }
+}
+
+fn bad(text: &str, path: &Path, at: usize, message: &str) -> ConfigError {
+    let before = text.get(..at).unwrap_or("");
+    let line = before.matches('\n').count() + 1;
+    let source = text.lines().nth(line - 1).unwrap_or("");
+    let key = source.split('=').next().unwrap_or("").trim();
+    ConfigError::Bad {
+        path: path.to_owned(),
+        line,
+        key: if key.is_empty() { "configuration".to_owned() } else { key.to_owned() },
+        message: message.trim().replace('\n', " "),
+    }
+}
+
+/// Where a line starts that sets `key`.
+fn find_key(text: &str, key: &str) -> Option<usize> {
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        if line.split('=').next().is_some_and(|found| found.trim() == key) {
+            return Some(at);
+        }
+        at += line.len();
+    }
+    None
+}
+
+/// A commented example for a role; `None` for a role that is not one.
+pub fn example(role: &str) -> Option<&'static str> {
+    match role {
+        "tracker" => Some(include_str!("../examples/tracker.toml")),
+        "id" => Some(include_str!("../examples/id.toml")),
+        "storage" => Some(include_str!("../examples/storage.toml")),
+        "http" => Some(include_str!("../examples/http.toml")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(text, Path::new("reel.toml")).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn errors_name_file_line_and_key() {
+        let unknown = error("cluster = \"x\"\n[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nshard = 2\n");
+        assert!(unknown.starts_with("reel.toml:7: shard: unknown field `shard`"), "{unknown}");
+        let value = error("[tracker]\nlisten = \"nowhere\"\n");
+        assert!(value.starts_with("reel.toml:2: listen: "), "{value}");
+        let size = error("[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nreserve = \"many\"\n");
+        assert!(size.starts_with("reel.toml:6: reserve: ") && size.contains("256 MiB"), "{size}");
+        let zero = error("[storage]\nid = 0\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\n");
+        assert!(zero.starts_with("reel.toml:2: id: "), "{zero}");
+        let ack = error("[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nack = 3\n");
+        assert!(ack.starts_with("reel.toml:6: ack: ") && ack.contains("\"all\""), "{ack}");
+    }
+
+    #[test]
+    fn every_example_is_a_good_configuration() {
+        for role in ["tracker", "id", "storage", "http"] {
+            let text = example(role).expect("an example");
+            Config::parse(text, Path::new(role)).expect(role);
+        }
+    }
+
+    #[test]
+    fn sizes_and_times() {
+        assert_eq!(ByteSize::parse("256 MiB"), Some(ByteSize(256 << 20)));
+        assert_eq!(ByteSize::parse("1.5GB"), Some(ByteSize(1_500_000_000)));
+        assert_eq!(ByteSize::parse("x"), None);
+        assert_eq!(Span::parse("250 ms"), Some(Span::ms(250)));
+        assert_eq!(Span::parse("2"), None);
+    }
+}

@@ -1,0 +1,160 @@
+//! The tracker's routes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use parking_lot::Mutex;
+use serde::Deserialize;
+
+use super::state::Registry;
+use crate::api::{Address, Addresses, Beat, BeatAnswer, Groups, Nodes, Purpose};
+use crate::catalog::{Catalog, CatalogError};
+use crate::names;
+use crate::placement;
+use crate::serve::{Refusal, base_router};
+
+struct Tracker {
+    cluster: String,
+    beat: Duration,
+    started: Instant,
+    registry: Mutex<Registry>,
+    catalog_url: String,
+    catalog: tokio::sync::OnceCell<Catalog>,
+    draws: AtomicU64,
+}
+
+/// The tracker's routes. The catalog is connected when it is first needed.
+pub fn router(cluster: String, beat: Duration, catalog_url: String) -> Router {
+    let tracker = Arc::new(Tracker {
+        cluster,
+        beat,
+        started: Instant::now(),
+        registry: Mutex::new(Registry::new(beat)),
+        catalog_url,
+        catalog: tokio::sync::OnceCell::new(),
+        draws: AtomicU64::new(u64::from(std::process::id())),
+    });
+    Router::new()
+        .route("/-/v1/join", post(join))
+        .route("/-/v1/beat", post(hear))
+        .route("/-/v1/nodes", get(nodes))
+        .route("/-/v1/groups", get(groups))
+        .route("/-/v1/addresses", get(addresses))
+        .with_state(tracker)
+        .merge(base_router())
+}
+
+impl Tracker {
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    async fn catalog(&self) -> Result<&Catalog, CatalogError> {
+        self.catalog.get_or_try_init(|| Catalog::open(&self.catalog_url)).await
+    }
+
+    /// A number that spreads answers; it need not be a good one.
+    fn draw(&self) -> u64 {
+        // Steele et al., "Fast Splittable Pseudorandom Number Generators" (2014): SplitMix64.
+        let mut z = self.draws.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) >> 1
+    }
+
+    async fn group_for(&self, user: &str, purpose: Purpose) -> Result<u32, Refusal> {
+        let away = |error: CatalogError| {
+            Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "catalog_away", error.to_string())
+        };
+        let catalog = self.catalog().await.map_err(away)?;
+        if let Some(group) = catalog.group_of(user).await.map_err(away)? {
+            return Ok(group);
+        }
+        if purpose == Purpose::Download {
+            let message = format!("no user {user:?} has uploaded anything");
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "no_such_user", message));
+        }
+        let groups: Vec<(u32, u64)> = {
+            let groups = self.registry.lock().groups(self.now());
+            groups.into_iter().filter(|group| group.active > 0).map(|group| (group.group, group.free)).collect()
+        };
+        let Some(proposed) = placement::group_for_new_user(&groups, self.draw()) else {
+            let message = "no group has an active node with room for a new user";
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no_group", message));
+        };
+        catalog.settle_user(user, proposed).await.map_err(away)
+    }
+}
+
+async fn join(State(tracker): State<Arc<Tracker>>, Json(beat): Json<Beat>) -> Result<Json<BeatAnswer>, Refusal> {
+    tracing::info!(node = beat.node.id, name = beat.node.name, address = beat.node.address, "node joins");
+    hear(State(tracker), Json(beat)).await
+}
+
+async fn hear(State(tracker): State<Arc<Tracker>>, Json(beat): Json<Beat>) -> Result<Json<BeatAnswer>, Refusal> {
+    if beat.cluster != tracker.cluster {
+        return Err(Refusal::wrong_cluster(&tracker.cluster, &beat.cluster));
+    }
+    let now = tracker.now();
+    let heard = tracker.registry.lock().hear(beat, now);
+    metrics::counter!("reel_beats_total").increment(1);
+    heard.map_err(|error| Refusal::new(StatusCode::CONFLICT, "node_id_in_use", error.to_string()))?;
+    Ok(Json(BeatAnswer { beat_ms: tracker.beat.as_millis() as u64 }))
+}
+
+#[derive(Deserialize)]
+struct NodesQuery {
+    #[serde(default)]
+    detail: u8,
+}
+
+async fn nodes(State(tracker): State<Arc<Tracker>>, Query(query): Query<NodesQuery>) -> Json<Nodes> {
+    let nodes = tracker.registry.lock().view(tracker.now(), query.detail > 0);
+    Json(Nodes { cluster: tracker.cluster.clone(), nodes })
+}
+
+async fn groups(State(tracker): State<Arc<Tracker>>) -> Json<Groups> {
+    Json(Groups { groups: tracker.registry.lock().groups(tracker.now()) })
+}
+
+#[derive(Deserialize)]
+struct AddressesQuery {
+    user: Option<String>,
+    group: Option<u32>,
+    r#for: Purpose,
+}
+
+async fn addresses(
+    State(tracker): State<Arc<Tracker>>,
+    Query(query): Query<AddressesQuery>,
+) -> Result<Json<Addresses>, Refusal> {
+    let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message);
+    let group = match (&query.user, query.group) {
+        (Some(user), None) => {
+            names::check_user(user).map_err(|error| bad(error.to_string()))?;
+            tracker.group_for(user, query.r#for).await?
+        }
+        (None, Some(group)) => group,
+        _ => return Err(bad("give either user= or group=".to_owned())),
+    };
+    let registry = tracker.registry.lock();
+    let candidates = registry.candidates(group, tracker.now());
+    let ids = placement::order(candidates, query.r#for == Purpose::Upload, tracker.draw());
+    let nodes: Vec<Address> = ids
+        .into_iter()
+        .filter_map(|id| {
+            let (name, address) = registry.address(id)?;
+            Some(Address { id, name: name.to_owned(), address: address.to_owned() })
+        })
+        .collect();
+    if nodes.is_empty() {
+        let message = format!("no node of group {group} is active");
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no_active_node", message));
+    }
+    Ok(Json(Addresses { group, nodes }))
+}

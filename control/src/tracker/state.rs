@@ -1,0 +1,199 @@
+//! The tracker's picture of the cluster. Pure: the time comes in as a value.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::api::{Beat, GroupView, NodeDetail, NodeState, NodeView};
+use crate::placement::Candidate;
+
+/// Beats a node may miss before it is offline.
+pub const BEATS_UNTIL_OFFLINE: u32 = 3;
+/// What trackers can agree on about a living node's times: the second.
+const ROUND_MS: u64 = 1_000;
+/// About an offline one's: they may have heard its last beats differently.
+const ROUND_OFFLINE_MS: u64 = 10_000;
+
+/// Why a node is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// Another living node has this id.
+    #[error("node id {id} is in use by {name} at {address} with another data folder: give this node another id, or stop that one")]
+    IdInUse {
+        /// The id.
+        id: u32,
+        /// Who has it.
+        name: String,
+        /// Where that one is.
+        address: String,
+    },
+}
+
+/// All nodes a tracker has heard of.
+#[derive(Debug)]
+pub struct Registry {
+    nodes: BTreeMap<u32, Heard>,
+    silence: Duration,
+}
+
+#[derive(Debug)]
+struct Heard {
+    beat: Beat,
+    /// When, by the tracker's own monotonic clock.
+    at: Duration,
+}
+
+impl Registry {
+    /// A registry for nodes that beat every `beat`.
+    pub fn new(beat: Duration) -> Self {
+        Self { nodes: BTreeMap::new(), silence: beat * BEATS_UNTIL_OFFLINE }
+    }
+
+    /// Takes a join or a beat that came at `now`.
+    pub fn hear(&mut self, beat: Beat, now: Duration) -> Result<(), JoinError> {
+        if let Some(heard) = self.nodes.get(&beat.node.id) {
+            let other = heard.beat.node.instance != beat.node.instance;
+            if other && !self.is_silent(heard, now) {
+                return Err(JoinError::IdInUse {
+                    id: beat.node.id,
+                    name: heard.beat.node.name.clone(),
+                    address: heard.beat.node.address.clone(),
+                });
+            }
+            // A beat that was overtaken by a later one of the same life.
+            if !other && heard.beat.node.started_ms == beat.node.started_ms && heard.beat.sent_ms > beat.sent_ms {
+                return Ok(());
+            }
+        }
+        self.nodes.insert(beat.node.id, Heard { beat, at: now });
+        Ok(())
+    }
+
+    fn is_silent(&self, heard: &Heard, now: Duration) -> bool {
+        now.saturating_sub(heard.at) > self.silence
+    }
+
+    fn state(&self, heard: &Heard, now: Duration) -> NodeState {
+        if self.is_silent(heard, now) { NodeState::Offline } else { heard.beat.state }
+    }
+
+    /// Every node, sorted by id. Without `detail` it holds only what all trackers can agree on.
+    pub fn view(&self, now: Duration, detail: bool) -> Vec<NodeView> {
+        self.nodes
+            .values()
+            .map(|heard| {
+                let state = self.state(heard, now);
+                let since_ms = match state {
+                    NodeState::Offline => heard.beat.sent_ms / ROUND_OFFLINE_MS * ROUND_OFFLINE_MS,
+                    _ => heard.beat.since_ms / ROUND_MS * ROUND_MS,
+                };
+                let detail = detail.then(|| NodeDetail {
+                    free: heard.beat.free,
+                    load: heard.beat.load,
+                    lag: heard.beat.lag,
+                    heard_ms: now.saturating_sub(heard.at).as_millis() as u64,
+                });
+                NodeView { node: heard.beat.node.clone(), state, since_ms, detail }
+            })
+            .collect()
+    }
+
+    /// Every group, sorted.
+    pub fn groups(&self, now: Duration) -> Vec<GroupView> {
+        let mut groups: BTreeMap<u32, GroupView> = BTreeMap::new();
+        for heard in self.nodes.values() {
+            let active = self.state(heard, now) == NodeState::Active;
+            let group = heard.beat.node.group;
+            let view = groups.entry(group).or_insert(GroupView {
+                group,
+                nodes: 0,
+                active: 0,
+                free: 0,
+                capacity: u64::MAX,
+            });
+            view.nodes += 1;
+            view.capacity = view.capacity.min(heard.beat.node.capacity);
+            if active {
+                view.free = if view.active == 0 { heard.beat.free } else { view.free.min(heard.beat.free) };
+                view.active += 1;
+            }
+        }
+        groups.into_values().collect()
+    }
+
+    /// The active nodes of a group.
+    pub fn candidates(&self, group: u32, now: Duration) -> Vec<Candidate> {
+        self.nodes
+            .values()
+            .filter(|heard| heard.beat.node.group == group && self.state(heard, now) == NodeState::Active)
+            .map(|heard| Candidate { id: heard.beat.node.id, free: heard.beat.free, load: heard.beat.load })
+            .collect()
+    }
+
+    /// A node's name and address.
+    pub fn address(&self, id: u32) -> Option<(&str, &str)> {
+        self.nodes.get(&id).map(|heard| (heard.beat.node.name.as_str(), heard.beat.node.address.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::NodeInfo;
+
+    fn beat(id: u32, instance: &str, sent_ms: u64) -> Beat {
+        Beat {
+            cluster: "reel".into(),
+            node: NodeInfo {
+                id,
+                name: format!("storage-{id}"),
+                group: 1,
+                address: format!("127.0.0.1:{id}"),
+                version: "0".into(),
+                shards: 2,
+                started_ms: 5,
+                instance: instance.into(),
+                capacity: 1000,
+            },
+            state: NodeState::Active,
+            since_ms: 1234,
+            sent_ms,
+            free: 500,
+            load: 1,
+            lag: 0,
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_node_silent_for_three_beats_is_offline_and_comes_back_with_one() {
+        let mut registry = Registry::new(SECOND);
+        registry.hear(beat(1, "a", 10_000), SECOND).expect("joins");
+        assert_eq!(registry.view(SECOND * 4, false)[0].state, NodeState::Active);
+        let view = &registry.view(SECOND * 4 + Duration::from_millis(1), false)[0];
+        assert_eq!((view.state, view.since_ms), (NodeState::Offline, 10_000));
+        assert!(registry.candidates(1, SECOND * 5).is_empty());
+        registry.hear(beat(1, "a", 15_000), SECOND * 5).expect("beats");
+        assert_eq!(registry.candidates(1, SECOND * 5).len(), 1);
+    }
+
+    #[test]
+    fn two_living_nodes_with_one_id_are_refused() {
+        let mut registry = Registry::new(SECOND);
+        registry.hear(beat(1, "a", 0), SECOND).expect("joins");
+        assert!(registry.hear(beat(1, "b", 0), SECOND * 2).is_err());
+        registry.hear(beat(1, "b", 0), SECOND * 9).expect("the other is long silent");
+    }
+
+    #[test]
+    fn trackers_that_heard_in_another_order_show_the_same() {
+        let (mut one, mut two) = (Registry::new(SECOND), Registry::new(SECOND));
+        for (id, sent) in [(1, 5), (2, 5), (1, 6), (3, 5)] {
+            one.hear(beat(id, "a", sent), SECOND).expect("heard");
+        }
+        for (id, sent) in [(3, 5), (1, 6), (2, 5), (1, 5)] {
+            two.hear(beat(id, "a", sent), SECOND + Duration::from_millis(70)).expect("heard");
+        }
+        assert_eq!(one.view(SECOND * 2, false), two.view(SECOND * 2, false));
+    }
+}
