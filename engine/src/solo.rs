@@ -58,6 +58,13 @@ impl BlockCrcs {
         self.in_block = 0;
     }
 
+    /// The CRC of all bytes so far.
+    pub(crate) fn whole(&self) -> u32 {
+        let mut whole = self.whole.clone();
+        whole.combine(&self.block);
+        whole.finalize()
+    }
+
     /// Every block's CRC, and the CRC of all.
     pub(crate) fn finish(mut self) -> (Vec<u32>, u32) {
         if self.in_block > 0 {
@@ -106,6 +113,11 @@ impl SoloUpload {
     /// Bytes taken so far.
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// CRC-32 of the bytes taken so far.
+    pub fn crc(&self) -> u32 {
+        self.crcs.whole()
     }
 
     /// Takes the next piece and starts writing it; gives back an empty buffer for the one after.

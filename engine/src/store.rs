@@ -100,11 +100,17 @@ impl std::fmt::Debug for Store {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Changes {
-    /// The number of the entry after the last.
+    /// The mark after the last change. Starts at 1: a follower that has seen nothing says 0.
     end: u64,
     recent: VecDeque<SegmentNumber>,
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self { end: 1, recent: VecDeque::new() }
+    }
 }
 
 /// A fresh packed segment and the file to write it through.
@@ -182,6 +188,11 @@ impl Store {
     /// Free and total bytes, as of the last [`Store::refresh_space`].
     pub fn space(&self) -> (u64, u64) {
         (self.free.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that uploads leave free.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.options.reserve_bytes
     }
 
     /// Whether an upload of `bytes` would leave the reserve free.

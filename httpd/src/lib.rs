@@ -14,4 +14,4 @@ mod side;
 mod storage;
 mod upstream;
 
-pub use node::{RunError, run_gateway, run_storage};
+pub use node::{Common, RunError, bind, run_gateway, run_storage};

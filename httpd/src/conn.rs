@@ -1,0 +1,293 @@
+//! A connection of a shard: buffered input, gathered output, bodies in and out, all with time limits.
+//!
+//! The socket is non-blocking; system calls are made on the spot, and when one would block the
+//! task awaits readiness through the shard's ring. So nothing in flight owns a buffer, and every
+//! wait may be cut short.
+
+#![expect(unsafe_code, reason = "borrows the descriptor of a monoio stream")]
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use monoio::net::TcpStream;
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+
+use crate::http::body::Decoder;
+
+/// Bytes read from a socket at a time into the input buffer.
+const READ_BYTES: usize = 16 * 1024;
+/// Gathered output is sent when it has so many bytes, or before the connection waits for input.
+const GATHER_BYTES: usize = 256 * 1024;
+/// Bytes one sendfile call may take before others get their turn.
+const PORTION: u64 = 512 * 1024;
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnError {
+    /// The other side closed it.
+    #[error("the connection was closed")]
+    Closed,
+    /// Nothing moved for too long.
+    #[error("no progress within the time limit")]
+    Stalled,
+    /// The body is not framed as it says.
+    #[error("{0}")]
+    Body(#[from] crate::http::body::BodyError),
+    /// A system call failed.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl From<Errno> for ConnError {
+    fn from(error: Errno) -> Self {
+        match error {
+            Errno::PIPE | Errno::CONNRESET => Self::Closed,
+            error => Self::Io(error.into()),
+        }
+    }
+}
+
+pub(crate) struct Conn {
+    stream: TcpStream,
+    input: Vec<u8>,
+    /// Input before this was used up.
+    start: usize,
+    out: Vec<u8>,
+    stall: Duration,
+    /// The body of the request in progress.
+    pub(crate) body: Decoder,
+    /// Bytes sent so far.
+    pub(crate) sent: u64,
+}
+
+impl Conn {
+    /// Takes over a connected socket. `stall` is how long a body may go without progress.
+    pub(crate) fn new(stream: TcpStream, stall: Duration) -> Result<Self, ConnError> {
+        let conn = Self {
+            stream,
+            input: Vec::new(),
+            start: 0,
+            out: Vec::new(),
+            stall,
+            body: Decoder::new(crate::http::request::Framing::None),
+            sent: 0,
+        };
+        rustix::io::ioctl_fionbio(conn.fd(), true)?;
+        // Without it small answers wait for acknowledgements of earlier ones.
+        rustix::net::sockopt::set_tcp_nodelay(conn.fd(), true)?;
+        Ok(conn)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        fd_of(&self.stream)
+    }
+
+    /// Input that has come and is not used up.
+    pub(crate) fn input(&self) -> &[u8] {
+        &self.input[self.start..]
+    }
+
+    /// Marks input as used up.
+    pub(crate) fn consume(&mut self, bytes: usize) {
+        self.start += bytes;
+        if self.start == self.input.len() {
+            self.start = 0;
+            self.input.clear();
+            if self.input.capacity() > READ_BYTES * 4 {
+                self.input = Vec::new();
+            }
+        }
+    }
+
+    async fn readable(&self, limit: Duration) -> Result<(), ConnError> {
+        match monoio::time::timeout(limit, self.stream.readable(false)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(ConnError::Stalled),
+        }
+    }
+
+    async fn writable(&self) -> Result<(), ConnError> {
+        match monoio::time::timeout(self.stall, self.stream.writable(false)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(ConnError::Stalled),
+        }
+    }
+
+    /// Waits for more input, at most `limit`; what was gathered is sent before.
+    pub(crate) async fn fill(&mut self, limit: Duration) -> Result<(), ConnError> {
+        self.flush().await?;
+        if self.start > 0 {
+            self.input.drain(..self.start);
+            self.start = 0;
+        }
+        loop {
+            self.input.reserve(READ_BYTES);
+            let fd = fd_of(&self.stream);
+            match rustix::io::read(fd, spare_capacity(&mut self.input)) {
+                Ok(0) => return Err(ConnError::Closed),
+                Ok(_) => return Ok(()),
+                Err(Errno::AGAIN) => {
+                    // A waiting connection keeps no buffer.
+                    if self.input.is_empty() {
+                        self.input = Vec::new();
+                    }
+                    self.readable(limit).await?;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Appends body bytes to `into` until it holds `full` bytes or the body is complete.
+    pub(crate) async fn read_body(&mut self, into: &mut Vec<u8>, full: usize) -> Result<(), ConnError> {
+        while into.len() < full && !self.body.is_done() {
+            if self.input().is_empty() {
+                match self.body.remaining() {
+                    Some(left) => self.read_straight(into, full, left).await?,
+                    None => self.fill(self.stall).await?,
+                }
+                continue;
+            }
+            self.take_buffered(into, full)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the body bytes that are there, at least one (unless the body is complete) and at
+    /// most so many that `into` holds `full`.
+    pub(crate) async fn read_some(&mut self, into: &mut Vec<u8>, full: usize) -> Result<(), ConnError> {
+        let before = into.len();
+        while into.len() == before && !self.body.is_done() {
+            let buffered = self.input().len();
+            let now = if buffered > 0 { full.min(before + buffered) } else { full };
+            match self.body.remaining() {
+                Some(left) if buffered == 0 => self.read_straight(into, now, left).await?,
+                None if buffered == 0 => self.fill(self.stall).await?,
+                _ => self.take_buffered(into, now)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves body bytes from the input buffer to `into`, up to `full` there.
+    fn take_buffered(&mut self, into: &mut Vec<u8>, full: usize) -> Result<(), ConnError> {
+        let take = self.input().len().min(full - into.len());
+        let step = self.body.step(&self.input[self.start..self.start + take])?;
+        into.extend_from_slice(&self.input[self.start + step.payload.start..self.start + step.payload.end]);
+        self.consume(step.used);
+        Ok(())
+    }
+
+    /// Reads body bytes from the socket straight into the caller's buffer.
+    async fn read_straight(&mut self, into: &mut Vec<u8>, full: usize, left: u64) -> Result<(), ConnError> {
+        self.flush().await?;
+        let want = ((full - into.len()) as u64).min(left) as usize;
+        if into.capacity() - into.len() < want {
+            into.reserve_exact(want);
+        }
+        let before = into.len();
+        // The spare capacity may be larger than what is wanted: a bounded piece is read then.
+        let exact = into.capacity() - before == want;
+        loop {
+            let fd = fd_of(&self.stream);
+            let result = if exact {
+                rustix::io::read(fd, spare_capacity(into))
+            } else {
+                into.resize(before + want, 0);
+                let result = rustix::io::read(fd, &mut into[before..]);
+                into.truncate(before + *result.as_ref().unwrap_or(&0));
+                result
+            };
+            match result {
+                Ok(0) => return Err(ConnError::Closed),
+                Ok(read) => {
+                    self.body.step(&into[before..before + read])?;
+                    return Ok(());
+                }
+                Err(Errno::AGAIN) => self.readable(self.stall).await?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Gathers output; it goes out with what follows, at the latest before the connection waits.
+    pub(crate) async fn queue(&mut self, bytes: &[u8]) -> Result<(), ConnError> {
+        self.out.extend_from_slice(bytes);
+        if self.out.len() >= GATHER_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    /// Sends what was gathered.
+    pub(crate) async fn flush(&mut self) -> Result<(), ConnError> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let out = std::mem::take(&mut self.out);
+        self.send_all(&out, SendFlags::NOSIGNAL).await?;
+        if out.capacity() <= READ_BYTES {
+            self.out = out;
+            self.out.clear();
+        }
+        Ok(())
+    }
+
+    /// Sends bytes now, behind what was gathered.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<(), ConnError> {
+        self.flush().await?;
+        self.send_all(bytes, SendFlags::NOSIGNAL).await
+    }
+
+    async fn send_all(&mut self, mut bytes: &[u8], flags: SendFlags) -> Result<(), ConnError> {
+        while !bytes.is_empty() {
+            match rustix::net::send(self.fd(), bytes, flags) {
+                Ok(sent) => {
+                    self.sent += sent as u64;
+                    bytes = &bytes[sent..];
+                }
+                Err(Errno::AGAIN) => self.writable().await?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what was gathered, telling the kernel that a file follows (one segment for both).
+    pub(crate) async fn flush_before_file(&mut self) -> Result<(), ConnError> {
+        let out = std::mem::take(&mut self.out);
+        self.send_all(&out, SendFlags::NOSIGNAL | SendFlags::MORE).await
+    }
+
+    /// Sends a part of a file from the page cache, without a copy through this process.
+    pub(crate) async fn send_file(&mut self, file: &File, offset: u64, length: u64) -> Result<(), ConnError> {
+        let mut at = offset;
+        let end = offset + length;
+        while at < end {
+            let portion = (end - at).min(PORTION) as usize;
+            match rustix::fs::sendfile(self.fd(), file, Some(&mut at), portion) {
+                Ok(0) => return Err(ConnError::Io(std::io::ErrorKind::UnexpectedEof.into())),
+                Ok(sent) => {
+                    self.sent += sent as u64;
+                    if sent == portion && at < end {
+                        // A fast reader on this shard gives the others a turn.
+                        self.writable().await?;
+                    }
+                }
+                Err(Errno::AGAIN) => self.writable().await?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The stream's descriptor, for system calls.
+fn fd_of(stream: &TcpStream) -> BorrowedFd<'_> {
+    // SAFETY: the stream owns the descriptor and lives as long as the borrow.
+    unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) }
+}

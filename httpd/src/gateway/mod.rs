@@ -1,0 +1,219 @@
+//! The HTTP server (gateway): any HTTP client reads here, whichever node has the file.
+//!
+//! Nothing is kept: a request goes to a node that the trackers name, its answer is passed on as it
+//! comes. When a node fails, before or in the middle of a body, the next one goes on at that byte.
+
+mod addresses;
+mod read;
+mod write;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reel_control::client::Trackers;
+use reel_control::config::{HttpConfig, HttpMode};
+use reel_control::names;
+use tokio::runtime::Handle;
+
+use crate::conn::{Conn, ConnError};
+use crate::http::request::{Method, Request};
+use crate::http::response::{Head, error_body};
+use crate::shard::{Answered, DateCache, RequestMetrics, Service};
+use crate::storage::{Problem, cross_origin, preflight_fields};
+use crate::upstream::{Response, Upstreams};
+use addresses::AddressCache;
+
+/// How long a request is tried at one node after the other before it fails.
+const TRY_FOR: Duration = Duration::from_secs(10);
+/// Between rounds over the nodes.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes passed on at a time.
+const RELAY_BYTES: usize = 256 * 1024;
+
+/// What the shards of an HTTP server share.
+pub(crate) struct Gateway {
+    pub(crate) config: HttpConfig,
+    pub(crate) trackers: Trackers,
+    pub(crate) side: Handle,
+    /// Whether a tracker answered lately, and knows an active node.
+    pub(crate) reachable: AtomicBool,
+}
+
+/// One shard of an HTTP server.
+pub(crate) struct GatewayShard {
+    gateway: Arc<Gateway>,
+    upstreams: Upstreams,
+    addresses: AddressCache,
+    date: DateCache,
+    metrics: RequestMetrics,
+    retries: metrics::Counter,
+    resumed: metrics::Counter,
+}
+
+/// Which end a body broke off at.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// The client's: nothing more can be done.
+    Client(ConnError),
+    /// The node's: another one may go on.
+    Node(ConnError),
+}
+
+impl From<Broken> for ConnError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Client(error) | Broken::Node(error) => error,
+        }
+    }
+}
+
+/// Passes a response's body on to a client as it comes, counting the bytes that were taken from
+/// the node and given to the client.
+pub(crate) async fn relay_body(conn: &mut Conn, response: &mut Response, passed: &mut u64) -> Result<(), Broken> {
+    let mut piece = Vec::with_capacity((response.remaining() as usize).min(RELAY_BYTES));
+    while !response.conn.body.is_done() {
+        piece.clear();
+        response.conn.read_some(&mut piece, RELAY_BYTES).await.map_err(Broken::Node)?;
+        conn.send(&piece).await.map_err(Broken::Client)?;
+        *passed += piece.len() as u64;
+    }
+    Ok(())
+}
+
+impl GatewayShard {
+    pub(crate) fn new(gateway: Arc<Gateway>) -> Rc<Self> {
+        Rc::new(Self {
+            upstreams: Upstreams::new(gateway.config.idle_per_node),
+            addresses: AddressCache::new(gateway.config.address_age.0),
+            date: DateCache::new(),
+            metrics: RequestMetrics::new(),
+            retries: metrics::counter!("reel_upstream_retries_total"),
+            resumed: metrics::counter!("reel_upstream_resumed_total"),
+            gateway,
+        })
+    }
+
+    async fn route(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+        if request.path.starts_with("/-/") || request.path == "*" {
+            return self.admin(conn, request).await;
+        }
+        let allow = if self.gateway.config.writes { "GET, HEAD, PUT, DELETE, OPTIONS" } else { "GET, HEAD, OPTIONS" };
+        let writes = matches!(request.method, Method::Put | Method::Delete);
+        if request.method == Method::Other || writes && !self.gateway.config.writes {
+            let mut head = self.head(405, request);
+            head.field("Allow", allow);
+            let body = error_body("method_not_allowed", &format!("allowed here: {allow}"));
+            return self.answer(conn, request, head, 405, "application/json", body.as_bytes()).await;
+        }
+        if request.method == Method::Options {
+            return self.preflight(conn, request).await;
+        }
+        let (user, name) = match names::parse_path(&request.path) {
+            Ok(names) => names,
+            Err(error) => return self.refuse(conn, request, error.into()).await,
+        };
+        if self.gateway.config.mode == HttpMode::Redirect {
+            return self.redirect(conn, request, &user).await;
+        }
+        match request.method {
+            Method::Put => self.put(conn, request, &user).await,
+            Method::Delete => self.delete(conn, request, &user).await,
+            _ => {
+                let path = names::encode_path(&user, &name);
+                self.read(conn, request, &user, &path).await
+            }
+        }
+    }
+
+    async fn admin(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+        match (request.method, request.path.as_str()) {
+            (Method::Options, _) => self.preflight(conn, request).await,
+            (Method::Get | Method::Head, "/-/health") => {
+                let well = self.gateway.reachable.load(Ordering::Relaxed);
+                let (status, word) = if well { (200, "ok") } else { (503, "no tracker answers with an active node") };
+                let body = serde_json::json!({ "status": word }).to_string() + "\n";
+                let head = self.head(status, request);
+                self.answer(conn, request, head, status, "application/json", body.as_bytes()).await
+            }
+            (Method::Get | Method::Head, "/-/metrics") => {
+                let text = reel_control::metrics::render();
+                let head = self.head(200, request);
+                self.answer(conn, request, head, 200, "text/plain; version=0.0.4", text.as_bytes()).await
+            }
+            (Method::Get | Method::Head, path) => {
+                let user = path.strip_prefix("/-/v1/users/").and_then(|rest| rest.strip_suffix("/files"));
+                match user.map(|user| (user, names::check_user(user))) {
+                    Some((user, Ok(()))) => {
+                        let path = if request.query.is_empty() { path.to_owned() } else { format!("{path}?{}", request.query) };
+                        self.read(conn, request, user, &path).await
+                    }
+                    Some((_, Err(error))) => self.refuse(conn, request, error.into()).await,
+                    None => self.refuse(conn, request, Problem::new(404, "not_found", "no such path here")).await,
+                }
+            }
+            _ => {
+                let mut head = self.head(405, request);
+                head.field("Allow", "GET, HEAD, OPTIONS");
+                let body = error_body("method_not_allowed", "allowed here: GET, HEAD, OPTIONS");
+                self.answer(conn, request, head, 405, "application/json", body.as_bytes()).await
+            }
+        }
+    }
+
+    fn head(&self, status: u16, request: &Request) -> Head {
+        let mut head = Head::new(status, &self.date.get());
+        let origin = &self.gateway.config.cors.allow_origin;
+        if matches!(request.method, Method::Get | Method::Head | Method::Options) && !origin.is_empty() {
+            cross_origin(&mut head, origin);
+        }
+        head
+    }
+
+    async fn answer(&self, conn: &mut Conn, request: &Request, mut head: Head, status: u16, content_type: &str, body: &[u8]) -> Result<Answered, ConnError> {
+        head.field("Content-Type", content_type)
+            .field("Content-Length", body.len())
+            .connection(request.keep_alive, request.http11);
+        conn.queue(&head.end()).await?;
+        if request.method != Method::Head {
+            conn.queue(body).await?;
+        }
+        Ok(Answered { status, close: false })
+    }
+
+    async fn refuse(&self, conn: &mut Conn, request: &Request, problem: Problem) -> Result<Answered, ConnError> {
+        if problem.status >= 500 {
+            tracing::warn!(status = problem.status, path = request.path, message = problem.message, "request failed");
+        }
+        let mut head = self.head(problem.status, request);
+        if problem.status == 503 {
+            head.field("Retry-After", 1);
+        }
+        let body = error_body(problem.error, &problem.message);
+        let answered = self.answer(conn, request, head, problem.status, "application/json", body.as_bytes()).await?;
+        Ok(Answered { close: problem.close, ..answered })
+    }
+
+    async fn preflight(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+        let mut head = self.head(204, request);
+        preflight_fields(&mut head, &self.gateway.config.cors, request);
+        head.connection(request.keep_alive, request.http11);
+        conn.queue(&head.end()).await?;
+        Ok(Answered { status: 204, close: false })
+    }
+}
+
+impl Service for Rc<GatewayShard> {
+    async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+        let (started, before) = (Instant::now(), conn.sent);
+        let result = self.route(conn, request).await;
+        let status = result.as_ref().map_or(499, |answered| answered.status);
+        self.metrics.count(request.method, status, conn.sent.saturating_sub(before), started);
+        result
+    }
+
+    fn date(&self) -> Rc<str> {
+        self.date.get()
+    }
+}

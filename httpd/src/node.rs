@@ -1,0 +1,335 @@
+//! Puts a storage node or an HTTP server together: side thread, shards, an end in order.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use reel_control::agent::{self, AgentOptions, LeasePool, NodeStatus, Peers};
+use reel_control::api::{Groups, NodeInfo, NodeState};
+use reel_control::catalog::{CatalogHandle, run_batches};
+use reel_control::client::{ClientError, Trackers};
+use reel_control::config::{HttpConfig, StorageConfig};
+use reel_engine::{Recovery, SegmentNumber, Store, StoreOptions};
+use tokio::sync::Notify;
+
+use crate::gateway::{Gateway, GatewayShard};
+use crate::replicate::run_followers;
+use crate::shard::{self, Stop};
+use crate::side::Side;
+use crate::storage::{Acks, Epochs, Node, StorageShard, offer_again};
+
+/// Threads for blocking file calls of a node.
+const DISK_THREADS: usize = 4;
+/// Between looks at the free space.
+const SPACE: Duration = Duration::from_millis(500);
+/// Between looks whether a gateway could serve.
+const REACH: Duration = Duration::from_millis(250);
+/// How long the last beat may take.
+const LAST_BEAT: Duration = Duration::from_millis(300);
+
+/// Why a role could not run: one line for a person.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The data folder.
+    #[error("{0}")]
+    Store(#[from] reel_engine::Error),
+    /// A tracker refused the node.
+    #[error("{0}")]
+    Refused(ClientError),
+    /// Another server has the address.
+    #[error("{0} is in use by another server: stop it, or configure another `listen`")]
+    AddressInUse(SocketAddr),
+    /// A system call.
+    #[error("{what}: {source}")]
+    Io {
+        /// The attempt.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A shard's thread panicked.
+    #[error("shard {0} ended unexpectedly; its panic is in the log")]
+    Shard(usize),
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> RunError {
+    let what = what.into();
+    move |source| RunError::Io { what, source }
+}
+
+/// What a role needs beside its own section.
+#[derive(Debug, Clone)]
+pub struct Common {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Every tracker's `HOST:PORT`.
+    pub trackers: Vec<String>,
+    /// Every ID server's `HOST:PORT`.
+    pub id_servers: Vec<String>,
+    /// Between beats.
+    pub beat: Duration,
+}
+
+/// Listening sockets, one a shard, on one port; and the address they got.
+fn listeners(address: SocketAddr, shards: usize) -> Result<(Vec<std::net::TcpListener>, SocketAddr), RunError> {
+    if shard::is_taken(address) {
+        return Err(RunError::AddressInUse(address));
+    }
+    let failed = |source: std::io::Error| match source.kind() {
+        std::io::ErrorKind::AddrInUse => RunError::AddressInUse(address),
+        _ => RunError::Io { what: format!("listen on {address}"), source },
+    };
+    let first = shard::listen(address).map_err(failed)?;
+    let address = first.local_addr().map_err(io("ask for the address"))?;
+    let mut sockets = vec![first];
+    for _ in 1..shards {
+        sockets.push(shard::listen(address).map_err(failed)?);
+    }
+    Ok((sockets, address))
+}
+
+/// One listening socket, for a control-plane server. Its port may be shared with a socket that
+/// only keeps it (`reel up`), never with another server.
+pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, RunError> {
+    let (sockets, _) = listeners(address, 1)?;
+    let socket = sockets.into_iter().next().ok_or(RunError::AddressInUse(address))?;
+    socket.set_nonblocking(true).map_err(io("set up the socket"))?;
+    Ok(socket)
+}
+
+/// Runs a storage node until `stop` is called. `ready` is called with the address when it listens.
+pub fn run_storage(
+    common: Common,
+    config: StorageConfig,
+    catalog_url: String,
+    ready: impl FnOnce(SocketAddr),
+    stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
+) -> Result<(), RunError> {
+    let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
+    let (sockets, address) = listeners(config.listen, shards)?;
+    let leases = Arc::new(LeasePool::default());
+    let (store, recovery) = open_store(&common, &config, &leases)?;
+    let side = Side::start().map_err(io("start the control thread"))?;
+    let (catalog, batches) = CatalogHandle::channel();
+    let status = Arc::new(node_status(&common, &config, address, shards, &store));
+    let peers = Peers::default();
+    let options = AgentOptions {
+        trackers: common.trackers.clone(),
+        id_servers: common.id_servers.clone(),
+        beat: common.beat,
+        lease: config.lease,
+    };
+    let join = (options.clone(), Arc::clone(&status));
+    if let Some(Err(error)) = side.wait(async move { agent::join(&join.0, &join.1).await }) {
+        return Err(RunError::Refused(error));
+    }
+    let hurry = Arc::new(Notify::new());
+    let handle = side.handle();
+    handle.spawn(run_batches(catalog_url, batches));
+    handle.spawn(agent::run_beats(options.clone(), Arc::clone(&status), Arc::clone(&hurry)));
+    handle.spawn(agent::run_leases(options.clone(), Arc::clone(&status), Arc::clone(&leases)));
+    handle.spawn(agent::run_peers(options, Arc::clone(&status), Arc::clone(&peers)));
+    handle.spawn(watch(Arc::clone(&status), Arc::clone(&store), Arc::clone(&hurry)));
+    let boot = format!("{:x}", reel_engine::clock::now_ms() ^ u64::from(std::process::id()) << 44);
+    let node = Arc::new(Node {
+        epochs: Epochs::new(),
+        acks: Acks::default(),
+        boot,
+        config,
+        store,
+        catalog,
+        status: Arc::clone(&status),
+        peers,
+        leases,
+    });
+    let stop = Stop::default();
+    let (stopping, draining, hurried) = (stop.clone(), Arc::clone(&status), Arc::clone(&hurry));
+    stopper(Box::new(move || {
+        // Trackers hear it with one more beat, and name this node to nobody.
+        draining.enter(NodeState::Draining);
+        hurried.notify_one();
+        std::thread::sleep(LAST_BEAT);
+        stopping.stop();
+    }));
+    ready(address);
+    let mut offers = Some(recovery.offer);
+    run_shards(sockets, |index, socket| {
+        let (node, stop) = (Arc::clone(&node), stop.clone());
+        let offer = offers.take();
+        move || storage_shard(index, socket, node, stop, offer)
+    })
+}
+
+fn open_store(common: &Common, config: &StorageConfig, leases: &Arc<LeasePool>) -> Result<(Arc<Store>, Recovery), RunError> {
+    let numbers = Arc::clone(leases);
+    let started = std::time::Instant::now();
+    let (store, recovery) = Store::open(StoreOptions {
+        dir: config.data.clone(),
+        cluster: common.cluster.clone(),
+        node: config.id,
+        group: config.group,
+        segment_bytes: config.segment_bytes.0,
+        reserve_bytes: config.reserve.0,
+        open_segments: config.open_segments,
+        disk_threads: DISK_THREADS,
+        numbers: Arc::new(move || numbers.next().and_then(SegmentNumber::new)),
+    })?;
+    tracing::info!(
+        dir = %config.data.display(), segments = store.segment_count(), recovered = recovery.offer.len(),
+        cut_bytes = recovery.cut_bytes, unfinished = recovery.unfinished,
+        milliseconds = started.elapsed().as_millis() as u64, "data folder is open"
+    );
+    Ok((store, recovery))
+}
+
+fn node_status(common: &Common, config: &StorageConfig, address: SocketAddr, shards: usize, store: &Store) -> NodeStatus {
+    let (free, capacity) = store.space();
+    let status = NodeStatus::new(
+        common.cluster.clone(),
+        NodeInfo {
+            id: config.id,
+            name: config.name.clone().unwrap_or_else(|| format!("storage-{}", config.id)),
+            group: config.group,
+            address: config.advertise.unwrap_or(address).to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            shards: shards as u32,
+            started_ms: reel_engine::clock::now_ms(),
+            instance: format!("{:032x}", store.superblock().instance),
+            capacity,
+        },
+    );
+    status.free.store(free.saturating_sub(config.reserve.0), Ordering::Relaxed);
+    status
+}
+
+/// Looks at the free space, hurries a beat when the state changed, folds metrics. For ever.
+async fn watch(status: Arc<NodeStatus>, store: Arc<Store>, hurry: Arc<Notify>) {
+    let mut last = (status.state(), 0u32);
+    loop {
+        tokio::time::sleep(SPACE / 10).await;
+        last.1 += 1;
+        if status.state() != last.0 {
+            last.0 = status.state();
+            hurry.notify_one();
+        }
+        if last.1.is_multiple_of(10) {
+            // statvfs may wait for a disk: not on this thread.
+            let looked = Arc::clone(&store);
+            if let Err(error) = store.pool().run(move || looked.refresh_space()).await {
+                tracing::error!(%error, "free space is not known");
+            }
+            let free = store.space().0;
+            status.free.store(free.saturating_sub(store.reserve_bytes()), Ordering::Relaxed);
+        }
+        if last.1.is_multiple_of(100) {
+            reel_control::metrics::upkeep();
+        }
+    }
+}
+
+/// Runs one thread a socket until all have ended.
+fn run_shards<F>(sockets: Vec<std::net::TcpListener>, mut shard: impl FnMut(usize, std::net::TcpListener) -> F) -> Result<(), RunError>
+where
+    F: FnOnce() -> Result<(), RunError> + Send + 'static,
+{
+    let mut threads = Vec::new();
+    for (index, socket) in sockets.into_iter().enumerate() {
+        let run = shard(index, socket);
+        let thread = std::thread::Builder::new()
+            .name(format!("reel-shard-{index}"))
+            .spawn(run)
+            .map_err(io("start a shard"))?;
+        threads.push(thread);
+    }
+    let mut result = Ok(());
+    for (index, thread) in threads.into_iter().enumerate() {
+        let ended = thread.join().unwrap_or(Err(RunError::Shard(index)));
+        result = result.and(ended);
+    }
+    result
+}
+
+fn in_runtime<T>(index: usize, run: impl Future<Output = T>) -> Result<T, RunError> {
+    shard::pin(index);
+    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .with_entries(1024)
+        .enable_timer()
+        .build()
+        .map_err(io("set up io_uring (is it allowed here? /proc/sys/kernel/io_uring_disabled)"))?;
+    Ok(runtime.block_on(run))
+}
+
+fn storage_shard(
+    index: usize,
+    socket: std::net::TcpListener,
+    node: Arc<Node>,
+    stop: Stop,
+    offer: Option<Vec<SegmentNumber>>,
+) -> Result<(), RunError> {
+    in_runtime(index, async move {
+        let limits = Rc::new(node.config.limits.clone());
+        let shard = StorageShard::new(node);
+        let writing = monoio::spawn(shard.writer.clone().run());
+        monoio::spawn(shard.stage.clone().run());
+        if let Some(segments) = offer {
+            monoio::spawn(run_followers(Rc::clone(&shard), stop.clone()));
+            monoio::spawn(offer_again(Rc::clone(&shard), segments));
+        }
+        let result = shard::run(socket, Rc::new(Rc::clone(&shard)), limits, stop).await;
+        shard.writer.stop();
+        writing.await;
+        result.map_err(io("serve"))
+    })?
+}
+
+/// Runs an HTTP server until `stop` is called. `ready` is called with the address when it listens.
+pub fn run_gateway(
+    common: Common,
+    config: HttpConfig,
+    ready: impl FnOnce(SocketAddr),
+    stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
+) -> Result<(), RunError> {
+    let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
+    let (sockets, address) = listeners(config.listen, shards)?;
+    let side = Side::start().map_err(io("start the control thread"))?;
+    let gateway = Arc::new(Gateway {
+        config,
+        trackers: Trackers::new(common.trackers, Duration::from_secs(2)),
+        side: side.handle().clone(),
+        reachable: AtomicBool::new(false),
+    });
+    side.handle().spawn(watch_reach(Arc::clone(&gateway)));
+    let stop = Stop::default();
+    let stopping = stop.clone();
+    stopper(Box::new(move || stopping.stop()));
+    ready(address);
+    run_shards(sockets, |index, socket| {
+        let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
+        move || {
+            in_runtime(index, async move {
+                let limits = Rc::new(gateway.config.limits.clone());
+                let service = Rc::new(GatewayShard::new(gateway));
+                shard::run(socket, service, limits, stop).await.map_err(io("serve"))
+            })?
+        }
+    })
+}
+
+/// Asks the trackers whether a group could serve. For ever.
+async fn watch_reach(gateway: Arc<Gateway>) {
+    let mut looks = 0u32;
+    loop {
+        let reachable = match gateway.trackers.get::<Groups>("/-/v1/groups").await {
+            Ok(groups) => groups.groups.iter().any(|group| group.active > 0),
+            Err(_) => false,
+        };
+        gateway.reachable.store(reachable, Ordering::Relaxed);
+        looks += 1;
+        if looks.is_multiple_of(20) {
+            reel_control::metrics::upkeep();
+        }
+        tokio::time::sleep(REACH).await;
+    }
+}

@@ -1,0 +1,339 @@
+//! The side that follows. Runs on one shard of the node.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use reel_control::agent::Peer;
+use reel_control::api::NodeState;
+use reel_engine::format::segment_header::SegmentKind;
+use reel_engine::replica::{Arrived, PackedReplica, SoloReplica};
+use reel_engine::{Error, Known, SegmentNumber};
+
+use super::{Changes, SegmentsPage};
+use crate::conn::ConnError;
+use crate::shard::Stop;
+use crate::storage::StorageShard;
+use crate::upstream::Response;
+
+/// Between looks at the list of peers.
+const LOOK: Duration = Duration::from_millis(100);
+/// Between tries of a peer that does not answer.
+const RETRY: Duration = Duration::from_millis(300);
+/// How long a peer lets a follower wait for news.
+const NEWS_WAIT_MS: u64 = 1000;
+/// Tries after which a peer that does not answer does not keep this node from serving.
+const TRIES_BEFORE_ACTIVE: u32 = 3;
+/// Large segments copied at once.
+const LARGE_AT_ONCE: usize = 2;
+/// Bytes taken from a peer's answer at a time.
+const PIECE_BYTES: usize = 1 << 20;
+/// The largest answer that is JSON.
+const JSON_BYTES: usize = 4 << 20;
+
+/// Why following a peer broke off.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{0}")]
+    Conn(#[from] ConnError),
+    #[error("{0}")]
+    Engine(#[from] Error),
+    #[error("the peer answers {0}")]
+    Status(u16),
+    #[error("the peer's answer is not understood: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+struct Followers {
+    shard: Rc<StorageShard>,
+    following: RefCell<HashSet<u32>>,
+    /// Peers whose segments were all here once, or that could not be reached.
+    caught_up: RefCell<HashSet<u32>>,
+    /// Segments being copied: no two peers give the same one at once.
+    copying: RefCell<HashSet<SegmentNumber>>,
+    large: Cell<usize>,
+    lag: RefCell<HashMap<u32, u64>>,
+}
+
+/// Follows every peer, and takes the node from joining over syncing to active.
+pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
+    let followers = Rc::new(Followers {
+        shard,
+        following: RefCell::default(),
+        caught_up: RefCell::default(),
+        copying: RefCell::default(),
+        large: Cell::new(0),
+        lag: RefCell::default(),
+    });
+    while !stop.is_stopping() {
+        followers.look();
+        monoio::time::sleep(LOOK).await;
+    }
+}
+
+impl Followers {
+    fn look(self: &Rc<Self>) {
+        let status = &self.shard.node.status;
+        let Some(peers) = self.shard.node.peers.read().clone() else { return };
+        if status.state() == NodeState::Joining {
+            status.enter(NodeState::Syncing);
+        }
+        for peer in &peers {
+            if peer.state != NodeState::Offline && self.following.borrow_mut().insert(peer.id) {
+                let (followers, peer) = (Rc::clone(self), peer.clone());
+                monoio::spawn(async move { followers.follow(peer).await });
+            }
+        }
+        let caught_up = self.caught_up.borrow();
+        let all = peers.iter().all(|peer| peer.state == NodeState::Offline || caught_up.contains(&peer.id));
+        if all && status.state() == NodeState::Syncing {
+            status.enter(NodeState::Active);
+        }
+        let lag = self.lag.borrow().values().sum();
+        status.lag.store(lag, Ordering::Relaxed);
+    }
+
+    fn peer(&self, id: u32) -> Option<Peer> {
+        self.shard.node.peers.read().as_ref()?.iter().find(|peer| peer.id == id).cloned()
+    }
+
+    /// Follows one peer until the trackers call it offline.
+    async fn follow(self: Rc<Self>, peer: Peer) {
+        let mut tries = 0;
+        while let Some(now) = self.peer(peer.id).filter(|peer| peer.state != NodeState::Offline) {
+            let error = match self.follow_life(&now, &mut tries).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            tries += 1;
+            tracing::debug!(peer = peer.id, %error, "following breaks off");
+            if tries >= TRIES_BEFORE_ACTIVE {
+                self.caught_up.borrow_mut().insert(peer.id);
+            }
+            monoio::time::sleep(RETRY).await;
+        }
+        self.lag.borrow_mut().remove(&peer.id);
+        self.following.borrow_mut().remove(&peer.id);
+    }
+
+    /// Lists all of a peer's segments, copies what lacks, then goes on with what changes.
+    async fn follow_life(self: &Rc<Self>, peer: &Peer, tries: &mut u32) -> Result<std::convert::Infallible, Broken> {
+        let mut boot = String::new();
+        let mut mark = 0;
+        loop {
+            let path = format!("/-/v1/segments/changes?since={mark}&boot={boot}&wait_ms={NEWS_WAIT_MS}");
+            let changes: Changes = self.get_json(peer.address, &path).await?;
+            *tries = 0;
+            if changes.reset {
+                self.copy_all(peer).await?;
+                self.caught_up.borrow_mut().insert(peer.id);
+            }
+            (boot, mark) = (changes.boot, changes.mark);
+            let known: Vec<Known> = changes.segments.iter().filter_map(super::SegmentView::known).collect();
+            self.copy(peer, known).await?;
+        }
+    }
+
+    async fn copy_all(self: &Rc<Self>, peer: &Peer) -> Result<(), Broken> {
+        let mut after = None;
+        loop {
+            let path = match after {
+                Some(after) => format!("/-/v1/segments?after={after}"),
+                None => "/-/v1/segments".to_owned(),
+            };
+            let page: SegmentsPage = self.get_json(peer.address, &path).await?;
+            let known = page.segments.iter().filter_map(super::SegmentView::known).collect();
+            self.copy(peer, known).await?;
+            // Large ones are copied beside; being caught up means that they are here too.
+            while self.large.get() > 0 {
+                monoio::time::sleep(LOOK / 4).await;
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn get_json<T: serde::de::DeserializeOwned>(&self, address: SocketAddr, path: &str) -> Result<T, Broken> {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        let mut response = self.shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
+        if response.status != 200 {
+            return Err(Broken::Status(response.status));
+        }
+        let body = response.read_all(JSON_BYTES).await?;
+        self.shard.upstreams.give_back(response);
+        Ok(serde_json::from_slice(&body)?)
+    }
+
+    /// Copies those of the segments that lack here.
+    async fn copy(self: &Rc<Self>, peer: &Peer, segments: Vec<Known>) -> Result<(), Broken> {
+        let mut wanted = Vec::new();
+        for known in segments {
+            if let Some(missing) = self.missing(peer, &known).await? {
+                wanted.push((known, missing));
+            }
+        }
+        let lag = wanted.iter().map(|(_, missing)| missing).sum();
+        self.lag.borrow_mut().insert(peer.id, lag);
+        for (known, _) in wanted {
+            if !self.copying.borrow_mut().insert(known.number) {
+                continue;
+            }
+            if known.kind == SegmentKind::Solo {
+                while self.large.get() >= LARGE_AT_ONCE {
+                    monoio::time::sleep(LOOK / 4).await;
+                }
+                self.large.set(self.large.get() + 1);
+                let (followers, address) = (Rc::clone(self), peer.address);
+                monoio::spawn(async move {
+                    if let Err(error) = followers.copy_solo(address, &known).await {
+                        tracing::warn!(segment = %known.number, %error, "large segment not copied; tried again");
+                        followers.copy_later(address, known.clone());
+                    }
+                    followers.large.set(followers.large.get() - 1);
+                    followers.copying.borrow_mut().remove(&known.number);
+                });
+            } else {
+                let result = self.copy_packed(peer.address, &known).await;
+                self.copying.borrow_mut().remove(&known.number);
+                result?;
+            }
+        }
+        self.lag.borrow_mut().insert(peer.id, 0);
+        Ok(())
+    }
+
+    /// Tries a large segment once more after a while.
+    fn copy_later(self: &Rc<Self>, address: SocketAddr, known: Known) {
+        let followers = Rc::clone(self);
+        monoio::spawn(async move {
+            monoio::time::sleep(RETRY).await;
+            if followers.copying.borrow_mut().insert(known.number) {
+                let result = followers.copy_solo(address, &known).await;
+                followers.copying.borrow_mut().remove(&known.number);
+                match result {
+                    Ok(()) | Err(Broken::Status(404)) => {}
+                    // The peer broke off: its next listing offers the segment again.
+                    Err(error) => tracing::debug!(segment = %known.number, %error, "large segment not copied"),
+                }
+            }
+        });
+    }
+
+    /// Bytes of a segment that lack here and should come from this peer; `None` when none.
+    async fn missing(&self, peer: &Peer, known: &Known) -> Result<Option<u64>, Broken> {
+        let node = &self.shard.node;
+        let here = node.store.has(known.number);
+        let own = known.creator == node.config.id;
+        let by_creator = known.creator == peer.id;
+        let creator_serves = self.peer(known.creator).is_some_and(|creator| creator.state != NodeState::Offline);
+        if own && here || !own && !by_creator && creator_serves {
+            return Ok(None);
+        }
+        if !here {
+            return Ok(Some(known.length));
+        }
+        let (store, number) = (Arc::clone(&node.store), known.number);
+        let ours = node.store.pool().run(move || store.describe(number)).await;
+        match ours {
+            // `sealed` here, or as long as there: nothing to pull, but perhaps to seal.
+            Ok(ours) if ours.sealed => Ok(None),
+            Ok(ours) if ours.length >= known.length && !known.sealed => Ok(None),
+            Ok(ours) => Ok(Some(known.length.saturating_sub(ours.length))),
+            // A copy of a large one that is not complete.
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn pull(&self, address: SocketAddr, number: SegmentNumber, from: u64) -> Result<Response, Broken> {
+        let node = self.shard.node.config.id;
+        let head = format!(
+            "GET /-/v1/segments/{}/bytes?from={from}&node={node} HTTP/1.1\r\nHost: {address}\r\n\r\n",
+            number.get()
+        );
+        let response = self.shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
+        if response.status != 200 {
+            return Err(Broken::Status(response.status));
+        }
+        Ok(response)
+    }
+
+    async fn copy_packed(&self, address: SocketAddr, known: &Known) -> Result<(), Broken> {
+        let store = &self.shard.node.store;
+        let Some(mut replica) = PackedReplica::open(store, known).await? else { return Ok(()) };
+        loop {
+            let mut response = match self.pull(address, known.number, replica.next_offset()).await {
+                // Deleted or compacted away meanwhile.
+                Err(Broken::Status(404)) => return Ok(()),
+                response => response?,
+            };
+            let sealed = response.field("reel-sealed") == Some("1");
+            let empty = response.remaining() == 0;
+            let mut piece = Vec::new();
+            while !response.conn.body.is_done() {
+                piece.clear();
+                response.conn.read_some(&mut piece, PIECE_BYTES).await?;
+                let arrived = replica.append(&piece).await?;
+                metrics::counter!("reel_replicated_bytes_total").increment(piece.len() as u64);
+                self.take_in(arrived).await?;
+            }
+            self.shard.upstreams.give_back(response);
+            if sealed {
+                replica.finish().await?;
+                return Ok(());
+            }
+            // The empty pull has acknowledged what came before.
+            if empty {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn copy_solo(&self, address: SocketAddr, known: &Known) -> Result<(), Broken> {
+        let store = &self.shard.node.store;
+        let Some(mut replica) = SoloReplica::open(store, known).await? else { return Ok(()) };
+        while replica.next_offset() < known.length {
+            let mut response = self.pull(address, known.number, replica.next_offset()).await?;
+            if response.remaining() == 0 {
+                return Err(Broken::Status(response.status));
+            }
+            let mut piece = Vec::new();
+            while !response.conn.body.is_done() {
+                piece.clear();
+                response.conn.read_some(&mut piece, PIECE_BYTES).await?;
+                replica.append(&piece).await?;
+                metrics::counter!("reel_replicated_bytes_total").increment(piece.len() as u64);
+            }
+            self.shard.upstreams.give_back(response);
+        }
+        let arrived = replica.finish().await?;
+        self.take_in(vec![arrived]).await?;
+        let done = self.pull(address, known.number, known.length).await?;
+        self.shard.upstreams.give_back(done);
+        Ok(())
+    }
+
+    /// Records that arrived: names they concern are not believed any more, objects that their
+    /// tombstones name are dead here too.
+    async fn take_in(&self, arrived: Vec<Arrived>) -> Result<(), Broken> {
+        let node = &self.shard.node;
+        let mut dead = Vec::new();
+        for record in arrived {
+            node.epochs.raise(&record.user, &record.name);
+            dead.extend(record.target);
+        }
+        if !dead.is_empty() {
+            let store = Arc::clone(&node.store);
+            node.store
+                .pool()
+                .run(move || dead.into_iter().try_for_each(|object| store.kill(object).map(drop)))
+                .await?;
+        }
+        Ok(())
+    }
+}

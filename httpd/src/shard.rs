@@ -1,0 +1,343 @@
+//! Shards: one thread a core, pinned, each with its own listening socket and its own ring.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use monoio::net::TcpStream;
+use reel_control::config::LimitsConfig;
+use reel_engine::signal::Signal;
+use rustix::net::sockopt;
+
+use crate::conn::{Conn, ConnError};
+use crate::http::body::Decoder;
+use crate::http::request::{self, Method, Request};
+use crate::http::response::{Head, error_body};
+
+/// Connections that wait in the kernel for a shard.
+const BACKLOG: i32 = 4096;
+/// Unread body bytes that are read and dropped to keep a connection; with more it is closed.
+const DRAIN_BYTES: u64 = 256 * 1024;
+/// After an accept failed (descriptors ran out): the shard pauses instead of spinning.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long requests in progress may take when the process stops.
+pub(crate) const STOP_GRACE: Duration = Duration::from_secs(6);
+
+/// Tells every shard to stop; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop {
+    inner: Arc<StopInner>,
+}
+
+#[derive(Debug, Default)]
+struct StopInner {
+    flag: AtomicBool,
+    signal: Signal,
+}
+
+impl Stop {
+    pub(crate) fn stop(&self) {
+        self.inner.flag.store(true, Ordering::Release);
+        self.inner.signal.raise();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.inner.flag.load(Ordering::Acquire)
+    }
+
+    pub(crate) async fn stopped(&self) {
+        self.inner.signal.beyond(0).await;
+    }
+}
+
+/// What answers requests on a shard.
+pub(crate) trait Service: 'static {
+    /// Answers one request. The connection goes on unless this fails or [`Answered::close`].
+    async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError>;
+    /// The date for response heads.
+    fn date(&self) -> Rc<str>;
+}
+
+/// How a request was answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answered {
+    /// The status.
+    pub(crate) status: u16,
+    /// Whether the connection must be closed.
+    pub(crate) close: bool,
+}
+
+/// A date text that is made once a second.
+#[derive(Debug)]
+pub(crate) struct DateCache {
+    text: std::cell::RefCell<(u64, Rc<str>)>,
+}
+
+impl DateCache {
+    pub(crate) fn new() -> Self {
+        Self { text: std::cell::RefCell::new((u64::MAX, Rc::from(""))) }
+    }
+
+    pub(crate) fn get(&self) -> Rc<str> {
+        let now = reel_engine::clock::now_ms() / 1000;
+        let mut cached = self.text.borrow_mut();
+        if cached.0 != now {
+            *cached = (now, Rc::from(crate::http::date::format(now)));
+        }
+        Rc::clone(&cached.1)
+    }
+}
+
+/// A listening socket that shares its port with the other shards'.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    use rustix::net;
+    let family = if address.is_ipv6() { net::AddressFamily::INET6 } else { net::AddressFamily::INET };
+    let socket = net::socket_with(family, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    net::bind(&socket, &address)?;
+    net::listen(&socket, BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}
+
+/// Whether a server answers at `address` already. Ports are shared between shards, so the kernel
+/// itself would not refuse a second server of the same user.
+pub(crate) fn is_taken(address: SocketAddr) -> bool {
+    address.port() != 0 && std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok()
+}
+
+/// Pins the calling thread to one core, if it may; the cores are those the process may use.
+pub(crate) fn pin(shard: usize) {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
+    let cores: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    if cores.len() < 2 {
+        return;
+    }
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(cores[shard % cores.len()]);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &one) {
+        tracing::warn!(shard, %error, "shard is not pinned to a core");
+    }
+}
+
+/// Cores the process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Requests in progress and connections of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Activity {
+    connections: Cell<usize>,
+    requests: Cell<usize>,
+}
+
+/// Accepts and serves until `stop`, then lets requests in progress end.
+pub(crate) async fn run<S: Service>(
+    listener: TcpListener,
+    service: Rc<S>,
+    limits: Rc<LimitsConfig>,
+    stop: Stop,
+) -> io::Result<()> {
+    let listener = monoio::net::TcpListener::from_std(listener)?;
+    let activity = Rc::new(Activity::default());
+    let accepting = accept_loop(&listener, &service, &limits, &stop, &activity);
+    monoio::select! {
+        () = accepting => {}
+        () = stop.stopped() => {}
+    }
+    drop(listener);
+    let deadline = Instant::now() + STOP_GRACE;
+    while activity.requests.get() > 0 && Instant::now() < deadline {
+        monoio::time::sleep(Duration::from_millis(10)).await;
+    }
+    if activity.requests.get() > 0 {
+        tracing::warn!(requests = activity.requests.get(), "requests cut off by the stop");
+    }
+    Ok(())
+}
+
+async fn accept_loop<S: Service>(
+    listener: &monoio::net::TcpListener,
+    service: &Rc<S>,
+    limits: &Rc<LimitsConfig>,
+    stop: &Stop,
+    activity: &Rc<Activity>,
+) {
+    let open = metrics::gauge!("reel_connections");
+    let failed = metrics::counter!("reel_accept_errors_total");
+    loop {
+        if activity.connections.get() >= limits.connections {
+            monoio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        }
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                activity.connections.set(activity.connections.get() + 1);
+                open.increment(1);
+                let (service, limits, stop) = (Rc::clone(service), Rc::clone(limits), stop.clone());
+                let (activity, open) = (Rc::clone(activity), open.clone());
+                monoio::spawn(async move {
+                    if let Err(error) = connection(stream, &*service, &limits, &stop, &activity).await {
+                        tracing::debug!(%error, "connection ended");
+                    }
+                    activity.connections.set(activity.connections.get() - 1);
+                    open.decrement(1);
+                });
+            }
+            Err(error) => {
+                failed.increment(1);
+                tracing::warn!(%error, "accept failed; pausing");
+                monoio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection<S: Service>(
+    stream: TcpStream,
+    service: &S,
+    limits: &LimitsConfig,
+    stop: &Stop,
+    activity: &Activity,
+) -> Result<(), ConnError> {
+    let mut conn = Conn::new(stream, limits.stall_timeout.0)?;
+    let mut first = true;
+    loop {
+        let request = match read_head(&mut conn, limits, first).await {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            Err(refused) => {
+                let body = error_body(refused.error, refused.message);
+                let mut head = Head::new(refused.status, &service.date());
+                head.field("Content-Type", "application/json")
+                    .field("Content-Length", body.len())
+                    .field("Connection", "close");
+                conn.queue(&head.end()).await?;
+                conn.send(body.as_bytes()).await?;
+                return linger(&mut conn).await;
+            }
+        };
+        first = false;
+        conn.body = Decoder::new(request.framing);
+        activity.requests.set(activity.requests.get() + 1);
+        let answered = service.serve(&mut conn, &request).await;
+        activity.requests.set(activity.requests.get() - 1);
+        let answered = answered?;
+        let keep = request.keep_alive && !answered.close && drain(&mut conn).await?;
+        if !keep || stop.is_stopping() {
+            conn.flush().await?;
+            return if conn.body.is_done() { Ok(()) } else { linger(&mut conn).await };
+        }
+    }
+}
+
+/// Reads a request head: `None` when the client closes, or stays idle for too long, before one.
+async fn read_head(conn: &mut Conn, limits: &LimitsConfig, first: bool) -> Result<Option<Request>, request::Refused> {
+    const SLOW: request::Refused = request::Refused {
+        status: 408,
+        error: "timeout",
+        message: "the request head did not arrive in time",
+    };
+    // RFC 9112 §2.2: empty lines before a request are skipped.
+    while conn.input().starts_with(b"\r\n") {
+        conn.consume(2);
+    }
+    let mut deadline = None;
+    loop {
+        if !conn.input().is_empty() {
+            if let Some((request, used)) = request::parse(conn.input())? {
+                conn.consume(used);
+                return Ok(Some(request));
+            }
+            if conn.input().len() > limits.head_bytes {
+                return Err(request::TOO_BIG);
+            }
+        }
+        let wait = if conn.input().is_empty() {
+            if first { limits.head_timeout.0 } else { limits.idle_timeout.0 }
+        } else {
+            let end = *deadline.get_or_insert_with(|| Instant::now() + limits.head_timeout.0);
+            end.saturating_duration_since(Instant::now())
+        };
+        let idle = conn.input().is_empty();
+        match conn.fill(wait).await {
+            Ok(()) => {}
+            Err(ConnError::Stalled) if !idle => return Err(SLOW),
+            Err(_) => return Ok(None),
+        }
+    }
+}
+
+/// Reads the rest of a body that nobody wanted, if it is short: whether the connection can go on.
+async fn drain(conn: &mut Conn) -> Result<bool, ConnError> {
+    let mut dropped = 0u64;
+    let mut piece = Vec::new();
+    while !conn.body.is_done() {
+        if dropped > DRAIN_BYTES || conn.body.remaining().is_some_and(|left| left > DRAIN_BYTES) {
+            return Ok(false);
+        }
+        piece.clear();
+        conn.read_body(&mut piece, 16 * 1024).await?;
+        dropped += piece.len() as u64;
+    }
+    Ok(true)
+}
+
+/// Reads on for a moment before closing, so that an answer sent before the body was read is not
+/// lost to a reset (RFC 9112 §9.6).
+async fn linger(conn: &mut Conn) -> Result<(), ConnError> {
+    const LINGER: Duration = Duration::from_secs(2);
+    const LINGER_BYTES: usize = 8 << 20;
+    conn.flush().await?;
+    let deadline = Instant::now() + LINGER;
+    let mut dropped = 0;
+    while dropped < LINGER_BYTES {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || conn.fill(left.min(Duration::from_millis(300))).await.is_err() {
+            break;
+        }
+        dropped += conn.input().len();
+        conn.consume(conn.input().len());
+    }
+    Ok(())
+}
+
+/// Requests by method and status, bytes and latency: what every service counts.
+#[derive(Debug)]
+pub(crate) struct RequestMetrics {
+    latency: [metrics::Histogram; 6],
+    sent: metrics::Counter,
+    counters: std::cell::RefCell<std::collections::HashMap<(&'static str, u16), metrics::Counter>>,
+}
+
+const METHODS: [Method; 6] =
+    [Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options, Method::Other];
+
+impl RequestMetrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            latency: METHODS.map(|method| metrics::histogram!("reel_request_seconds", "method" => method.name())),
+            sent: metrics::counter!("reel_sent_bytes_total"),
+            counters: std::cell::RefCell::default(),
+        }
+    }
+
+    /// Counts one answered request.
+    pub(crate) fn count(&self, method: Method, status: u16, sent: u64, started: Instant) {
+        let index = METHODS.iter().position(|known| *known == method).unwrap_or(0);
+        self.latency[index].record(started.elapsed().as_secs_f64());
+        self.sent.increment(sent);
+        self.counters
+            .borrow_mut()
+            .entry((method.name(), status))
+            .or_insert_with(|| {
+                metrics::counter!("reel_requests_total", "method" => method.name(), "status" => status.to_string())
+            })
+            .increment(1);
+    }
+}

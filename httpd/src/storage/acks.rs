@@ -1,0 +1,56 @@
+//! Which follower holds how much of which segment: the offset of its next pull says so.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use reel_engine::SegmentNumber;
+use reel_engine::signal::Signal;
+
+/// How long an upload waits for its followers.
+const WAIT: Duration = Duration::from_secs(10);
+/// Segments remembered; the oldest numbers go first.
+const SEGMENTS: usize = 4096;
+
+/// Offsets by segment and follower. Shared by the shards.
+#[derive(Debug, Default)]
+pub(crate) struct Acks {
+    held: Mutex<HashMap<SegmentNumber, HashMap<u32, u64>>>,
+    changed: Signal,
+}
+
+impl Acks {
+    /// Follower `node` holds the first `bytes` bytes of a segment durably.
+    pub(crate) fn record(&self, node: u32, number: SegmentNumber, bytes: u64) {
+        let mut held = self.held.lock();
+        if held.len() >= SEGMENTS && !held.contains_key(&number)
+            && let Some(oldest) = held.keys().min().copied()
+        {
+            held.remove(&oldest);
+        }
+        let known = held.entry(number).or_default().entry(node).or_default();
+        if bytes > *known {
+            *known = bytes;
+            drop(held);
+            self.changed.raise();
+        }
+    }
+
+    fn holders(&self, number: SegmentNumber, end: u64) -> usize {
+        self.held.lock().get(&number).map_or(0, |held| held.values().filter(|bytes| **bytes >= end).count())
+    }
+
+    /// Waits until `peers` followers hold a segment up to `end`; false when that takes too long.
+    pub(crate) async fn wait(&self, number: SegmentNumber, end: u64, peers: usize) -> bool {
+        let waiting = async {
+            loop {
+                let seen = self.changed.count();
+                if self.holders(number, end) >= peers {
+                    return;
+                }
+                self.changed.beyond(seen).await;
+            }
+        };
+        monoio::time::timeout(WAIT, waiting).await.is_ok()
+    }
+}

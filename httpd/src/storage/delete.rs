@@ -1,0 +1,139 @@
+//! DELETE of a file, and what becomes of objects that lose their name.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reel_control::catalog::{CatalogError, Outcome, Write};
+use reel_control::names;
+use reel_engine::clock::now_ms;
+use reel_engine::format::record::RecordKind;
+use reel_engine::{Draft, ObjectId, Version};
+
+use super::StorageShard;
+use super::answer::Problem;
+use super::put::{stamp_of, version_of};
+use crate::conn::{Conn, ConnError};
+use crate::http::conditions::allows_write;
+use crate::http::request::Request;
+use crate::shard::Answered;
+
+/// Between tries of a write whose outcome is not known.
+const RETRY: Duration = Duration::from_millis(500);
+
+impl StorageShard {
+    pub(super) async fn delete(self: &Rc<Self>, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+        match self.try_delete(request).await {
+            Ok(()) => {
+                let mut head = self.head(204, request);
+                head.connection(request.keep_alive, request.http11);
+                conn.queue(&head.end()).await?;
+                Ok(Answered { status: 204, close: false })
+            }
+            Err(problem) => self.refuse(conn, request, problem).await,
+        }
+    }
+
+    /// First the catalog (it alone knows what is there, and orders writers), then the tombstone,
+    /// durable, then the answer. A crash in between leaves an object without a name, which the
+    /// sweep finds.
+    async fn try_delete(self: &Rc<Self>, request: &Request) -> Result<(), Problem> {
+        let (user, name) = names::parse_path(&request.path)?;
+        if request.fields.if_match.is_some() || request.fields.if_none_match.is_some() {
+            let present = self.find(&user, &name).await?;
+            if !allows_write(&request.fields, present.as_deref().map(|file| file.etag.as_str())) {
+                return Err(Problem::new(412, "precondition_failed", "the file is not in the state that the condition names"));
+            }
+        }
+        let stamp = stamp_of(self.node.store.clock().next());
+        let write = Write::Delete { user: user.clone(), name: name.clone(), stamp };
+        match self.stage.apply(write).await {
+            Ok(Outcome::Done { previous, stamp }) => {
+                self.node.epochs.raise(&user, &name);
+                self.names.remove(&user, &name);
+                let version = version_of(stamp);
+                self.node.store.clock().observe(version);
+                if let Some(object) = previous.map(ObjectId::from_u64) {
+                    self.write_tombstone(RecordKind::Delete, object, &user, &name, version).await?;
+                }
+                Ok(())
+            }
+            Ok(_) => Err(Problem::not_found(&user, &name)),
+            Err(error @ CatalogError::Unknown(_)) => {
+                self.node.epochs.raise(&user, &name);
+                Err(error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes a tombstone durable, and marks its object dead.
+    async fn write_tombstone(
+        self: &Rc<Self>,
+        kind: RecordKind,
+        object: ObjectId,
+        user: &str,
+        name: &str,
+        version: Version,
+    ) -> Result<(), reel_engine::Error> {
+        let stored = self
+            .writer
+            .put(Draft {
+                kind,
+                user: user.to_owned(),
+                name: name.to_owned(),
+                content_type: String::new(),
+                version,
+                modified_ms: now_ms(),
+                target: Some(object),
+                payload: Bytes::new(),
+                payload_crc: 0,
+            })
+            .await?;
+        // A delete's row is in the catalog already; a dead object needs none.
+        self.node.store.settled(&stored.segment);
+        let store = std::sync::Arc::clone(&self.node.store);
+        self.node.store.pool().run(move || store.kill(object)).await.map(drop)
+    }
+
+    /// An object lost its name: its tombstone is written beside the answer. One that is lost in a
+    /// crash is found by the sweep.
+    pub(super) fn bury(self: &Rc<Self>, object: ObjectId, user: &str, name: &str) {
+        let (shard, user, name) = (Rc::clone(self), user.to_owned(), name.to_owned());
+        monoio::spawn(async move {
+            let version = shard.node.store.clock().next();
+            if let Err(error) = shard.write_tombstone(RecordKind::Dead, object, &user, &name, version).await {
+                tracing::warn!(%object, %error, "no tombstone written; the sweep finds the object");
+            }
+        });
+    }
+
+    /// Applies a write whose outcome matters until the catalog says what it was.
+    pub(super) async fn apply_until_known(self: &Rc<Self>, write: Write, object: ObjectId) {
+        let (user, name) = match &write {
+            Write::Put { row, .. } => (row.user.clone(), row.name.clone()),
+            Write::Delete { user, name, .. } | Write::Mark { user, name, .. } => (user.clone(), name.clone()),
+        };
+        loop {
+            match self.stage.apply(write.clone()).await {
+                Ok(outcome) => {
+                    self.node.epochs.raise(&user, &name);
+                    match outcome {
+                        Outcome::Done { previous: Some(previous), .. } => {
+                            self.bury(ObjectId::from_u64(previous), &user, &name);
+                        }
+                        Outcome::Lost { object: winner, .. } if winner != Some(object.as_u64()) => {
+                            if matches!(write, Write::Put { .. }) {
+                                self.bury(object, &user, &name);
+                            }
+                        }
+                        Outcome::Exists => self.bury(object, &user, &name),
+                        _ => {}
+                    }
+                    return;
+                }
+                Err(_) => monoio::time::sleep(RETRY).await,
+            }
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! GET and HEAD of a file.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use reel_control::api::NodeState;
+use reel_control::names;
+use reel_engine::{Error, Located, ObjectId, Segment, read};
+
+use super::answer::Problem;
+use super::names::{File, Remembered};
+use super::{Method, StorageShard};
+use crate::conn::{Conn, ConnError};
+use crate::http::conditions::{Verdict, judge};
+use crate::http::range::{self, Asked};
+use crate::http::request::Request;
+use crate::shard::Answered;
+use crate::upstream::Response;
+
+/// Payloads up to this size are read into memory, checked and sent in one piece with their head;
+/// larger ones go by sendfile.
+const SMALL_BYTES: u64 = 64 * 1024;
+/// Bytes of a large body that are checked before they are sent.
+const CHECK_BYTES: u64 = 1 << 20;
+/// The boundary of multipart answers; it need not be unpredictable for ranges of one's own file,
+/// only absent from the part heads.
+const BOUNDARY: &str = "reel-part-5e1f0b77c2";
+
+/// Where the bytes of an object come from.
+enum Bytes {
+    Here(Arc<Segment>, Located),
+    Peer,
+}
+
+impl StorageShard {
+    pub(super) async fn get(self: &Rc<Self>, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+        let (user, name) = match names::parse_path(&request.path) {
+            Ok(names) => names,
+            Err(error) => return self.refuse(conn, request, error.into()).await,
+        };
+        let file = match self.find(&user, &name).await {
+            Ok(Some(file)) => file,
+            Ok(None) => return self.refuse(conn, request, Problem::not_found(&user, &name)).await,
+            Err(problem) => return self.refuse(conn, request, problem).await,
+        };
+        if file.row.group != self.node.config.group {
+            let problem = Problem::other_group(file.row.group, self.node.config.group);
+            return self.refuse(conn, request, problem).await;
+        }
+        match self.send_object(conn, request, &file).await? {
+            Some(answered) => Ok(answered),
+            None => {
+                // The object is neither here nor at a peer: perhaps it was replaced meanwhile.
+                self.names.remove(&user, &name);
+                match self.find(&user, &name).await {
+                    Ok(Some(again)) if again.row.object != file.row.object => {
+                        if let Some(answered) = self.send_object(conn, request, &again).await? {
+                            return Ok(answered);
+                        }
+                        self.refuse(conn, request, unreachable_object(&again)).await
+                    }
+                    Ok(Some(_)) => self.refuse(conn, request, unreachable_object(&file)).await,
+                    Ok(None) => self.refuse(conn, request, Problem::not_found(&user, &name)).await,
+                    Err(problem) => self.refuse(conn, request, problem).await,
+                }
+            }
+        }
+    }
+
+    /// The file of a name: remembered, or from the catalog.
+    pub(super) async fn find(self: &Rc<Self>, user: &str, name: &str) -> Result<Option<Rc<File>>, Problem> {
+        let epoch = self.node.epochs.of(user, name);
+        let stale = match self.names.get(user, name, epoch) {
+            Remembered::Fresh(file) => return Ok(Some(file)),
+            Remembered::Aged(file) => {
+                let (shard, user, name) = (Rc::clone(self), user.to_owned(), name.to_owned());
+                monoio::spawn(async move {
+                    let epoch = shard.node.epochs.of(&user, &name);
+                    match shard.node.catalog.lookup(&user, &name).await {
+                        Ok(Some(row)) => drop(shard.names.insert(row, epoch)),
+                        Ok(None) => shard.names.remove(&user, &name),
+                        Err(_) => shard.names.ask_later(&user, &name),
+                    }
+                });
+                return Ok(Some(file));
+            }
+            Remembered::Stale(file) => Some(file),
+            Remembered::Unknown => None,
+        };
+        match self.node.catalog.lookup(user, name).await {
+            Ok(Some(row)) => Ok(Some(self.names.insert(row, epoch))),
+            Ok(None) => {
+                self.names.remove(user, name);
+                Ok(None)
+            }
+            // Without the catalog what was seen lately is still served.
+            Err(error) => stale.map(Some).ok_or_else(|| error.into()),
+        }
+    }
+
+    /// Answers with the object's bytes; `None` when nobody has them (nothing was sent then).
+    async fn send_object(&self, conn: &mut Conn, request: &Request, file: &File) -> Result<Option<Answered>, ConnError> {
+        let row = &file.row;
+        let ranges = match judge(&request.fields, &file.etag, row.modified_ms / 1000) {
+            Verdict::Proceed { ranges } => ranges,
+            Verdict::NotModified => return self.not_modified(conn, request, file).await.map(Some),
+            Verdict::Failed => {
+                let problem = Problem::new(412, "precondition_failed", "the file is not in the state that the condition names");
+                return self.refuse(conn, request, problem).await.map(Some);
+            }
+        };
+        // RFC 9110 §14.2: Range is only defined for GET.
+        let field = request.fields.range.as_deref().filter(|_| ranges && request.method == Method::Get);
+        let asked = range::parse(field, row.bytes, self.node.config.limits.ranges);
+        if asked == Asked::Unsatisfiable {
+            let mut head = self.head(416, request);
+            head.field("Content-Range", format_args!("bytes */{}", row.bytes));
+            let body = crate::http::response::error_body("range", &format!("the file has {} bytes", row.bytes));
+            return self.answer(conn, request, head, 416, "application/json", body.as_bytes()).await.map(Some);
+        }
+        let object = ObjectId::from_u64(row.object);
+        let bytes = match self.locate(object).await {
+            Ok(Some((segment, located))) => Bytes::Here(segment, located),
+            Ok(None) => Bytes::Peer,
+            Err(error) => {
+                self.damaged.increment(1);
+                tracing::error!(%error, %object, "object cannot be read here; asking the peers");
+                Bytes::Peer
+            }
+        };
+        match bytes {
+            Bytes::Here(segment, located) => match self.send_here(conn, request, file, &segment, &located, &asked).await {
+                Ok(answered) => Ok(Some(answered)),
+                Err(Here::Conn(error)) => Err(error),
+                Err(Here::Damaged(error)) => {
+                    self.damaged.increment(1);
+                    tracing::error!(%error, user = row.user, name = row.name, "damaged object; asking the peers");
+                    match self.send_from_peer(conn, request, object).await? {
+                        Some(answered) => Ok(Some(answered)),
+                        None => self.refuse(conn, request, error.into()).await.map(Some),
+                    }
+                }
+            },
+            Bytes::Peer => self.send_from_peer(conn, request, object).await,
+        }
+    }
+
+    /// Where an object lies in this node's folder; `None` when it is not (yet) here.
+    pub(super) async fn locate(&self, object: ObjectId) -> Result<Option<(Arc<Segment>, Located)>, Error> {
+        match self.segment(object.segment()).await {
+            Ok(segment) => Ok(segment.locate(object.slot()).map(|located| (segment, located))),
+            Err(Error::NoSegment(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn not_modified(&self, conn: &mut Conn, request: &Request, file: &File) -> Result<Answered, ConnError> {
+        let mut head = self.head(304, request);
+        head.field("ETag", &file.etag).field("Last-Modified", &file.modified);
+        head.connection(request.keep_alive, request.http11);
+        conn.queue(&head.end()).await?;
+        Ok(Answered { status: 304, close: false })
+    }
+
+    /// The head of a 200 or 206 up to the fields that differ.
+    fn file_head(&self, status: u16, request: &Request, file: &File) -> crate::http::response::Head {
+        let mut head = self.head(status, request);
+        head.field("ETag", &file.etag)
+            .field("Last-Modified", &file.modified)
+            .field("Accept-Ranges", "bytes")
+            .field("Reel-Crc32", format_args!("{:08x}", file.row.crc));
+        head.connection(request.keep_alive, request.http11);
+        head
+    }
+
+    async fn send_here(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        file: &File,
+        segment: &Arc<Segment>,
+        located: &Located,
+        asked: &Asked,
+    ) -> Result<Answered, Here> {
+        let row = &file.row;
+        let content_type = row.content_type.as_str();
+        let (status, parts) = match asked {
+            Asked::Parts(parts) => (206, parts.clone()),
+            _ => (200, std::iter::once(0..row.bytes).collect()),
+        };
+        let head_only = request.method == Method::Head;
+        let small = if located.length <= SMALL_BYTES && !head_only {
+            let slot = ObjectId::from_u64(row.object).slot();
+            Some(read::read_checked(&self.node.store, segment, slot, located, Vec::new()).await?)
+        } else {
+            None
+        };
+        let source = Source { shard: self, segment, located, small: small.as_deref(), object: row.object };
+        let mut head = self.file_head(status, request, file);
+        if let [part] = parts.as_slice() {
+            head.field("Content-Type", content_type).field("Content-Length", part.end - part.start);
+            if status == 206 {
+                head.field("Content-Range", content_range(part, row.bytes));
+            }
+            if !head_only {
+                source.check_first(part).await?;
+            }
+            conn.queue(&head.end()).await?;
+            if !head_only {
+                source.send(conn, part).await?;
+            }
+            return Ok(Answered { status, close: false });
+        }
+        let part_heads: Vec<String> = parts
+            .iter()
+            .map(|part| {
+                format!(
+                    "\r\n--{BOUNDARY}\r\nContent-Type: {content_type}\r\nContent-Range: {}\r\n\r\n",
+                    content_range(part, row.bytes)
+                )
+            })
+            .collect();
+        let end = format!("\r\n--{BOUNDARY}--\r\n");
+        let length = part_heads.iter().map(|head| head.len() as u64).sum::<u64>()
+            + parts.iter().map(|part| part.end - part.start).sum::<u64>()
+            + end.len() as u64;
+        head.field("Content-Type", format_args!("multipart/byteranges; boundary={BOUNDARY}"))
+            .field("Content-Length", length);
+        for part in &parts {
+            source.check_first(part).await?;
+        }
+        conn.queue(&head.end()).await?;
+        for (part_head, part) in part_heads.iter().zip(&parts) {
+            conn.queue(part_head.as_bytes()).await?;
+            source.send(conn, part).await?;
+        }
+        conn.queue(end.as_bytes()).await?;
+        Ok(Answered { status, close: false })
+    }
+
+    /// Addresses of the peers that may have an object, those that serve first.
+    fn peer_addresses(&self) -> Vec<SocketAddr> {
+        let peers = self.node.peers.read();
+        let mut peers: Vec<_> = peers.iter().flatten().filter(|peer| peer.state != NodeState::Offline).cloned().collect();
+        peers.sort_by_key(|peer| peer.state != NodeState::Active);
+        peers.into_iter().map(|peer| peer.address).collect()
+    }
+
+    /// Asks peers for an object this node does not have, and passes the answer on. `None` when
+    /// none has it.
+    async fn send_from_peer(&self, conn: &mut Conn, request: &Request, object: ObjectId) -> Result<Option<Answered>, ConnError> {
+        for address in self.peer_addresses() {
+            let method = request.method.name();
+            let mut head = format!("{method} /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n");
+            for (name, value) in [("Range", &request.fields.range), ("If-Range", &request.fields.if_range)] {
+                if let Some(value) = value {
+                    head.push_str(&format!("{name}: {value}\r\n"));
+                }
+            }
+            head.push_str("\r\n");
+            let head_only = request.method == Method::Head;
+            let Ok(response) = self.upstreams.request(address, head.as_bytes(), &[], head_only).await else { continue };
+            if !matches!(response.status, 200 | 206) {
+                self.upstreams.give_back(response);
+                continue;
+            }
+            self.repaired.increment(1);
+            return self.pass_on(conn, request, response).await.map(Some);
+        }
+        Ok(None)
+    }
+
+    async fn pass_on(&self, conn: &mut Conn, request: &Request, mut response: Response) -> Result<Answered, ConnError> {
+        let status = response.status;
+        let mut head = self.head(status, request);
+        for name in ["ETag", "Last-Modified", "Accept-Ranges", "Reel-Crc32", "Content-Type", "Content-Range", "Content-Length"] {
+            if let Some(value) = response.field(name) {
+                head.field(name, value);
+            }
+        }
+        head.connection(request.keep_alive, request.http11);
+        conn.queue(&head.end()).await?;
+        crate::gateway::relay_body(conn, &mut response, &mut 0).await?;
+        self.upstreams.give_back(response);
+        Ok(Answered { status, close: false })
+    }
+
+    /// `GET /-/v1/objects/{id}`: an object by its id, for a peer that does not have it.
+    pub(super) async fn get_object(self: &Rc<Self>, conn: &mut Conn, request: &Request, id: &str) -> Result<Answered, ConnError> {
+        let Ok(object) = id.parse::<ObjectId>() else {
+            let problem = Problem::new(400, "bad_request", "an object id has up to 16 hexadecimal digits");
+            return self.refuse(conn, request, problem).await;
+        };
+        let missing = || Problem::new(404, "not_found", format!("object {object} is not here"));
+        let (segment, located) = match self.locate(object).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return self.refuse(conn, request, missing()).await,
+            Err(error) => return self.refuse(conn, request, error.into()).await,
+        };
+        let reader = Arc::clone(&segment);
+        let head = self.node.store.pool().run(move || reader.read_head(object.slot())).await;
+        let head = match head {
+            Ok(Some(head)) => head,
+            Ok(None) => return self.refuse(conn, request, missing()).await,
+            Err(error) => return self.refuse(conn, request, error.into()).await,
+        };
+        let file = File::new(reel_control::catalog::Row {
+            object: object.as_u64(),
+            group: self.node.config.group,
+            path: object.segment().to_path_string(),
+            bytes: head.payload_len,
+            content_type: head.content_type,
+            crc: head.payload_crc,
+            modified_ms: head.modified_ms,
+            ..reel_control::catalog::Row::mark(head.user, head.name, reel_control::catalog::Stamp::default())
+        });
+        let field = request.fields.range.as_deref();
+        let asked = match range::parse(field, file.row.bytes, self.node.config.limits.ranges) {
+            Asked::Unsatisfiable => Asked::Whole,
+            asked => asked,
+        };
+        match self.send_here(conn, request, &file, &segment, &located, &asked).await {
+            Ok(answered) => Ok(answered),
+            Err(Here::Conn(error)) => Err(error),
+            Err(Here::Damaged(error)) => self.refuse(conn, request, error.into()).await,
+        }
+    }
+}
+
+fn unreachable_object(file: &File) -> Problem {
+    let object = ObjectId::from_u64(file.row.object);
+    let message = format!(
+        "{}/{}: object {object} is not on this node, and no peer that could be reached has it",
+        file.row.user, file.row.name
+    );
+    Problem::new(503, "object_unreachable", message)
+}
+
+fn content_range(part: &Range<u64>, bytes: u64) -> String {
+    format!("bytes {}-{}/{bytes}", part.start, part.end - 1)
+}
+
+/// Why bytes could not be sent from here.
+enum Here {
+    /// The connection failed; nothing more can be said on it.
+    Conn(ConnError),
+    /// The object is damaged, and nothing was sent yet.
+    Damaged(Error),
+}
+
+impl From<ConnError> for Here {
+    fn from(error: ConnError) -> Self {
+        Self::Conn(error)
+    }
+}
+
+impl From<Error> for Here {
+    fn from(error: Error) -> Self {
+        Self::Damaged(error)
+    }
+}
+
+/// The bytes of an object on this node.
+struct Source<'a> {
+    shard: &'a StorageShard,
+    segment: &'a Arc<Segment>,
+    located: &'a Located,
+    small: Option<&'a [u8]>,
+    object: u64,
+}
+
+impl Source<'_> {
+    fn slot(&self) -> u16 {
+        ObjectId::from_u64(self.object).slot()
+    }
+
+    async fn check(&self, range: Range<u64>) -> Result<(), Error> {
+        read::ensure_checked(&self.shard.node.store, self.segment, self.slot(), self.located, range).await
+    }
+
+    /// What can be known before the first byte: the beginning of a part is as it was uploaded.
+    async fn check_first(&self, part: &Range<u64>) -> Result<(), Error> {
+        if self.small.is_some() {
+            return Ok(());
+        }
+        self.check(part.start..part.end.min(part.start + CHECK_BYTES)).await
+    }
+
+    /// Sends a part. Every byte is checked before it leaves; where a later block proves damaged
+    /// the connection breaks off rather than send it.
+    async fn send(&self, conn: &mut Conn, part: &Range<u64>) -> Result<(), ConnError> {
+        if let Some(bytes) = self.small {
+            return conn.queue(&bytes[part.start as usize..part.end as usize]).await;
+        }
+        conn.flush_before_file().await?;
+        let mut at = part.start;
+        while at < part.end {
+            let end = part.end.min(at + CHECK_BYTES);
+            if let Err(error) = self.check(at..end).await {
+                self.shard.damaged.increment(1);
+                tracing::error!(%error, "damaged object; the answer is broken off");
+                return Err(ConnError::Closed);
+            }
+            conn.send_file(self.segment.file(), self.located.offset + at, end - at).await?;
+            at = end;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! A storage node's shard: finds, sends, takes and deletes the objects of its group.
+
+mod acks;
+mod admin;
+mod answer;
+mod delete;
+mod get;
+mod names;
+mod offer;
+mod put;
+mod stage;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use reel_control::agent::{NodeStatus, Peers};
+use reel_control::catalog::CatalogHandle;
+use reel_control::config::StorageConfig;
+use reel_engine::{Segment, SegmentNumber, Store, Writer};
+
+pub(crate) use acks::Acks;
+pub(crate) use names::Epochs;
+pub(crate) use offer::offer_again;
+
+use crate::conn::{Conn, ConnError};
+use crate::http::request::{Method, Request};
+use crate::shard::{Answered, DateCache, RequestMetrics, Service};
+use crate::upstream::Upstreams;
+pub(crate) use answer::{Problem, cross_origin, preflight_fields};
+use names::NameCache;
+use stage::CatalogStage;
+
+/// Segments a shard holds on to, so that finding one takes no lock; beyond, it begins anew.
+const SHARD_SEGMENTS: usize = 1024;
+/// Users a shard remembers the group of; beyond, it begins anew.
+const SHARD_USERS: usize = 65_536;
+/// Idle connections a shard keeps to each peer.
+const PEER_CONNECTIONS: usize = 8;
+
+/// What the shards of a node share.
+pub(crate) struct Node {
+    pub(crate) config: StorageConfig,
+    pub(crate) store: Arc<Store>,
+    pub(crate) catalog: CatalogHandle,
+    pub(crate) epochs: Epochs,
+    pub(crate) status: Arc<NodeStatus>,
+    pub(crate) peers: Peers,
+    pub(crate) leases: Arc<reel_control::agent::LeasePool>,
+    pub(crate) acks: Acks,
+    /// Tells two lives of a node apart for followers.
+    pub(crate) boot: String,
+}
+
+/// One shard of a storage node.
+pub(crate) struct StorageShard {
+    pub(crate) node: Arc<Node>,
+    pub(crate) writer: Writer,
+    pub(crate) stage: CatalogStage,
+    pub(crate) upstreams: Upstreams,
+    names: NameCache,
+    groups: RefCell<HashMap<String, u32>>,
+    segments: RefCell<HashMap<SegmentNumber, Arc<Segment>>>,
+    /// Bytes of small uploads in memory.
+    upload_bytes: Cell<u64>,
+    date: DateCache,
+    metrics: RequestMetrics,
+    received: metrics::Counter,
+    repaired: metrics::Counter,
+    damaged: metrics::Counter,
+}
+
+impl StorageShard {
+    /// A shard on the current thread; its writer and catalog stage still have to be spawned.
+    pub(crate) fn new(node: Arc<Node>) -> Rc<Self> {
+        Rc::new(Self {
+            writer: Writer::new(Arc::clone(&node.store)),
+            stage: CatalogStage::new(node.catalog.clone()),
+            upstreams: Upstreams::new(PEER_CONNECTIONS),
+            names: NameCache::new(node.config.name_cache, node.config.name_age.0),
+            groups: RefCell::default(),
+            segments: RefCell::default(),
+            upload_bytes: Cell::new(0),
+            date: DateCache::new(),
+            metrics: RequestMetrics::new(),
+            received: metrics::counter!("reel_received_bytes_total"),
+            repaired: metrics::counter!("reel_peer_reads_total"),
+            damaged: metrics::counter!("reel_damaged_objects_total"),
+            node,
+        })
+    }
+
+    /// A segment, without a lock when this shard has seen it lately.
+    pub(crate) async fn segment(&self, number: SegmentNumber) -> Result<Arc<Segment>, reel_engine::Error> {
+        if let Some(segment) = self.segments.borrow().get(&number)
+            && !segment.is_retired()
+        {
+            return Ok(Arc::clone(segment));
+        }
+        let segment = self.node.store.segment(number).await?;
+        let mut segments = self.segments.borrow_mut();
+        if segments.len() >= SHARD_SEGMENTS {
+            segments.clear();
+        }
+        segments.insert(number, Arc::clone(&segment));
+        Ok(segment)
+    }
+
+    /// The group a user's new files go to; a user nobody knows is settled on this node's group.
+    async fn group_of(&self, user: &str) -> Result<u32, reel_control::catalog::CatalogError> {
+        if let Some(group) = self.groups.borrow().get(user) {
+            return Ok(*group);
+        }
+        let group = self.node.catalog.settle_user(user.to_owned(), self.node.config.group).await?;
+        let mut groups = self.groups.borrow_mut();
+        if groups.len() >= SHARD_USERS {
+            groups.clear();
+        }
+        groups.insert(user.to_owned(), group);
+        Ok(group)
+    }
+
+    async fn route(self: &Rc<Self>, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+        if request.path.starts_with("/-/") || request.path == "*" {
+            return self.admin(conn, request).await;
+        }
+        match request.method {
+            Method::Get | Method::Head => self.get(conn, request).await,
+            Method::Put => self.put(conn, request).await,
+            Method::Delete => self.delete(conn, request).await,
+            Method::Options => self.preflight(conn, request).await,
+            Method::Other => self.not_allowed(conn, request, "GET, HEAD, PUT, DELETE, OPTIONS").await,
+        }
+    }
+}
+
+impl Service for Rc<StorageShard> {
+    async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+        let (started, before) = (Instant::now(), conn.sent);
+        let load = &self.node.status.load;
+        load.fetch_add(1, Ordering::Relaxed);
+        let result = self.route(conn, request).await;
+        load.fetch_sub(1, Ordering::Relaxed);
+        let status = result.as_ref().map_or(499, |answered| answered.status);
+        self.metrics.count(request.method, status, conn.sent.saturating_sub(before), started);
+        result
+    }
+
+    fn date(&self) -> Rc<str> {
+        self.date.get()
+    }
+}

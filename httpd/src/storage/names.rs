@@ -1,0 +1,226 @@
+//! Names a shard remembers, so that a read by name costs no SQL when it was read lately.
+//!
+//! Two things keep them true. A table of epochs that all shards share: whoever learns that a name
+//! changed (the node's own write, a peer's record) raises the epoch of the name's stripe, and an
+//! entry of another epoch is not used. And age: an entry older than the configured one is still
+//! used, but the catalog is asked beside the answer.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use reel_control::catalog::Row;
+
+/// Stripes of the epoch table. Two names of one stripe cost each other a look-up when one changes.
+const STRIPES: usize = 1 << 16;
+
+/// Counts changes of names, striped. Shared by the shards; 512 KiB.
+pub(crate) struct Epochs {
+    stripes: Box<[AtomicU64]>,
+    hash: RandomState,
+}
+
+impl Epochs {
+    pub(crate) fn new() -> Self {
+        Self { stripes: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(), hash: RandomState::new() }
+    }
+
+    fn stripe(&self, user: &str, name: &str) -> &AtomicU64 {
+        let mut hasher = self.hash.build_hasher();
+        hasher.write(user.as_bytes());
+        hasher.write_u8(b'/');
+        hasher.write(name.as_bytes());
+        &self.stripes[hasher.finish() as usize % STRIPES]
+    }
+
+    /// The epoch of a name now. To be read before the catalog is asked.
+    pub(crate) fn of(&self, user: &str, name: &str) -> u64 {
+        self.stripe(user, name).load(Ordering::Acquire)
+    }
+
+    /// The name changed: what shards remember of it is not used any more.
+    pub(crate) fn raise(&self, user: &str, name: &str) -> u64 {
+        self.stripe(user, name).fetch_add(1, Ordering::AcqRel) + 1
+    }
+}
+
+/// A file as a shard remembers it.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) row: Row,
+    pub(crate) etag: String,
+    /// `Last-Modified`.
+    pub(crate) modified: String,
+}
+
+impl File {
+    pub(crate) fn new(row: Row) -> Self {
+        let etag = etag(row.object, row.crc);
+        let modified = crate::http::date::format(row.modified_ms / 1000);
+        Self { row, etag, modified }
+    }
+}
+
+/// The entity tag of an object: the same on every node of its group, another one after a replace.
+pub(crate) fn etag(object: u64, crc: u32) -> String {
+    format!("\"{object:x}-{crc:08x}\"")
+}
+
+#[derive(Clone)]
+struct Entry {
+    file: Rc<File>,
+    epoch: u64,
+    asked: Instant,
+    asking: Rc<Cell<bool>>,
+}
+
+/// What is remembered of a name.
+pub(crate) enum Remembered {
+    /// Use it.
+    Fresh(Rc<File>),
+    /// Use it, and ask the catalog beside the answer.
+    Aged(Rc<File>),
+    /// Not to be used unless the catalog is away.
+    Stale(Rc<File>),
+    /// Nothing.
+    Unknown,
+}
+
+/// A shard's names: two generations, so that what is asked for stays and the bound costs nothing.
+pub(crate) struct NameCache {
+    young: RefCell<HashMap<Box<str>, Entry>>,
+    old: RefCell<HashMap<Box<str>, Entry>>,
+    half: usize,
+    age: Duration,
+    hits: metrics::Counter,
+    misses: metrics::Counter,
+}
+
+fn key(user: &str, name: &str) -> String {
+    let mut key = String::with_capacity(user.len() + 1 + name.len());
+    key.push_str(user);
+    key.push('/');
+    key.push_str(name);
+    key
+}
+
+impl NameCache {
+    /// At most `limit` names, asked again after `age`.
+    pub(crate) fn new(limit: usize, age: Duration) -> Self {
+        Self {
+            young: RefCell::default(),
+            old: RefCell::default(),
+            half: (limit / 2).max(1),
+            age,
+            hits: metrics::counter!("reel_name_cache_total", "result" => "hit"),
+            misses: metrics::counter!("reel_name_cache_total", "result" => "miss"),
+        }
+    }
+
+    /// What is remembered of a name whose epoch is `epoch` now.
+    pub(crate) fn get(&self, user: &str, name: &str, epoch: u64) -> Remembered {
+        let key = key(user, name);
+        let found = self.young.borrow().get(key.as_str()).cloned();
+        let entry = match found {
+            Some(entry) => entry,
+            None => match self.old.borrow_mut().remove(key.as_str()) {
+                Some(entry) => {
+                    self.insert_entry(key.into_boxed_str(), entry.clone());
+                    entry
+                }
+                None => {
+                    self.misses.increment(1);
+                    return Remembered::Unknown;
+                }
+            },
+        };
+        if entry.epoch != epoch {
+            self.misses.increment(1);
+            return Remembered::Stale(entry.file);
+        }
+        self.hits.increment(1);
+        if entry.asked.elapsed() > self.age && !entry.asking.replace(true) {
+            return Remembered::Aged(entry.file);
+        }
+        Remembered::Fresh(entry.file)
+    }
+
+    /// Remembers a row that was read when the name's epoch was `epoch`.
+    pub(crate) fn insert(&self, row: Row, epoch: u64) -> Rc<File> {
+        let key = key(&row.user, &row.name).into_boxed_str();
+        let file = Rc::new(File::new(row));
+        let entry = Entry { file: Rc::clone(&file), epoch, asked: Instant::now(), asking: Rc::default() };
+        self.old.borrow_mut().remove(&key);
+        self.insert_entry(key, entry);
+        file
+    }
+
+    fn insert_entry(&self, key: Box<str>, entry: Entry) {
+        let mut young = self.young.borrow_mut();
+        if young.len() >= self.half {
+            *self.old.borrow_mut() = std::mem::take(&mut *young);
+        }
+        young.insert(key, entry);
+    }
+
+    /// Forgets a name.
+    pub(crate) fn remove(&self, user: &str, name: &str) {
+        let key = key(user, name);
+        self.young.borrow_mut().remove(key.as_str());
+        self.old.borrow_mut().remove(key.as_str());
+    }
+
+    /// The catalog could not be asked again: the entry may be asked again later.
+    pub(crate) fn ask_later(&self, user: &str, name: &str) {
+        if let Some(entry) = self.young.borrow().get(key(user, name).as_str()) {
+            entry.asking.set(false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reel_control::catalog::Stamp;
+
+    fn row(name: &str, object: u64) -> Row {
+        let mut row = Row::mark("u".into(), name.into(), Stamp::default());
+        row.object = object;
+        row
+    }
+
+    #[test]
+    fn a_raised_epoch_hides_an_entry_at_once() {
+        let epochs = Epochs::new();
+        let cache = NameCache::new(100, Duration::from_secs(60));
+        cache.insert(row("a", 7), epochs.of("u", "a"));
+        assert!(matches!(cache.get("u", "a", epochs.of("u", "a")), Remembered::Fresh(file) if file.row.object == 7));
+        epochs.raise("u", "a");
+        assert!(matches!(cache.get("u", "a", epochs.of("u", "a")), Remembered::Stale(_)));
+    }
+
+    #[test]
+    fn the_number_of_names_is_bounded_and_those_in_use_stay() {
+        let cache = NameCache::new(100, Duration::from_secs(60));
+        cache.insert(row("hot", 1), 0);
+        for at in 0..10_000 {
+            cache.insert(row(&format!("cold-{at}"), 2), 0);
+            assert!(matches!(cache.get("u", "hot", 0), Remembered::Fresh(_)), "after {at}");
+            assert!(cache.young.borrow().len() + cache.old.borrow().len() <= 101);
+        }
+    }
+
+    #[test]
+    fn an_aged_entry_is_asked_again_once() {
+        let cache = NameCache::new(10, Duration::ZERO);
+        cache.insert(row("a", 1), 0);
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(matches!(cache.get("u", "a", 0), Remembered::Aged(_)));
+        assert!(matches!(cache.get("u", "a", 0), Remembered::Fresh(_)));
+        cache.ask_later("u", "a");
+        assert!(matches!(cache.get("u", "a", 0), Remembered::Aged(_)));
+    }
+}

@@ -1,0 +1,256 @@
+//! Every subcommand and flag, once: help, completions and the man page come from here.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Reelstore: a distributed store for media files that streams them over HTTP.
+///
+/// `reel up` starts a whole cluster on this machine. The client commands find it by --config,
+/// REEL_CONFIG, REEL_TRACKERS (HOST:PORT,HOST:PORT) or ./reel-data/client.toml, in that order.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(name = "reel", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every client command takes.
+#[derive(Debug, Clone, Args)]
+pub struct ClientOptions {
+    /// The client's configuration
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Prints JSON for programs instead of text for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Starts a whole cluster on this machine
+    Up(UpArgs),
+    /// Runs a tracker in the foreground
+    Tracker(RoleArgs),
+    /// Runs an ID server in the foreground
+    Id(RoleArgs),
+    /// Runs a storage node in the foreground
+    Storage(RoleArgs),
+    /// Runs an HTTP server (gateway) in the foreground
+    Http(RoleArgs),
+    /// Checks a configuration, or prints an example
+    Config(ConfigArgs),
+    /// Uploads files
+    Put(PutArgs),
+    /// Downloads a file
+    Get(GetArgs),
+    /// Shows what is known of a file
+    Stat(TargetArgs),
+    /// Deletes files
+    Rm(RmArgs),
+    /// Lists a user's files
+    Ls(LsArgs),
+    /// Uploads a folder tree
+    Import(ImportArgs),
+    /// Prints a file's URL
+    Url(TargetArgs),
+    /// Lists the groups
+    Groups(ClientOptions),
+    /// Lists the storage nodes
+    Nodes(ClientOptions),
+    /// Prints a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Prints the man page
+    Man(ManArgs),
+}
+
+impl Command {
+    /// The options of a client command; `None` for the others.
+    pub fn client_options(&self) -> Option<ClientOptions> {
+        match self {
+            Self::Put(args) => Some(args.client.clone()),
+            Self::Get(args) => Some(args.client.clone()),
+            Self::Stat(args) | Self::Url(args) => Some(args.client.clone()),
+            Self::Rm(args) => Some(args.client.clone()),
+            Self::Ls(args) => Some(args.client.clone()),
+            Self::Import(args) => Some(args.client.clone()),
+            Self::Groups(options) | Self::Nodes(options) => Some(options.clone()),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// Where everything is kept
+    #[arg(long, default_value = "./reel-data", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Where the first HTTP server listens
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
+    pub http: SocketAddr,
+    /// Trackers
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=9))]
+    pub trackers: u32,
+    /// Groups of storage nodes
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub groups: u32,
+    /// Storage nodes in each group
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=9))]
+    pub replicas: u32,
+    /// HTTP servers
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=9))]
+    pub http_servers: u32,
+    /// The catalog, instead of an SQLite file in DIR: postgres://… or sqlite:PATH
+    #[arg(long, value_name = "URL")]
+    pub catalog: Option<String>,
+    /// How many nodes of a group hold an upload before it is answered
+    #[arg(long, default_value = "1", value_name = "N", value_parser = ["1", "2", "all"])]
+    pub ack: String,
+    /// Shards of each storage node and HTTP server; one a core when left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub shards: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub struct RoleArgs {
+    /// The role's configuration
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Ends when the parent process does (`reel up` sets it)
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub action: ConfigAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Checks a file; errors name file, line and key
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+    /// Prints a commented example
+    Example {
+        /// The role
+        role: Role,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Role {
+    Tracker,
+    Id,
+    Storage,
+    Http,
+}
+
+#[derive(Debug, Args)]
+pub struct PutArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// Files to upload; `-` is standard input (with --name)
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Whose files they become
+    #[arg(long)]
+    pub user: String,
+    /// The name to store it under (one file only); the file's own name when left out
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The content type; guessed from the name when left out
+    #[arg(long = "type", value_name = "TYPE")]
+    pub content_type: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// USER/NAME
+    #[arg(value_name = "USER/NAME")]
+    pub target: String,
+    /// Where to write; `-` is standard output. The name's last part when left out
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Bytes A to B, both included; B may be left out
+    #[arg(long, value_name = "A-B", conflicts_with = "resume")]
+    pub range: Option<String>,
+    /// Goes on with a partial FILE
+    #[arg(long = "continue", id = "resume")]
+    pub resume: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TargetArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// USER/NAME
+    #[arg(value_name = "USER/NAME")]
+    pub target: String,
+}
+
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// USER/NAME
+    #[arg(required = true, value_name = "USER/NAME")]
+    pub targets: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// USER, or USER/PREFIX
+    #[arg(value_name = "USER[/PREFIX]")]
+    pub target: String,
+}
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// The folder
+    pub dir: PathBuf,
+    /// Whose files they become
+    #[arg(long)]
+    pub user: String,
+    /// Put before every name
+    #[arg(long, default_value = "", value_name = "PREFIX")]
+    pub prefix: String,
+    /// Uploads at a time
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub jobs: u32,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Writes a page for every subcommand into this folder instead
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

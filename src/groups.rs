@@ -1,0 +1,18 @@
+//! `reel groups`
+
+use reel_control::client::Client;
+
+use crate::output::{Failure, human, say, say_json};
+
+pub async fn run(client: &Client, json: bool) -> Result<(), Failure> {
+    let groups = client.groups().await?;
+    if json {
+        return say_json(&groups);
+    }
+    say("group  nodes  active        free    capacity");
+    for group in groups.groups {
+        let (free, capacity) = (human(group.free), human(group.capacity));
+        say(format_args!("{:>5}  {:>5}  {:>6}  {free:>10}  {capacity:>10}", group.group, group.nodes, group.active));
+    }
+    Ok(())
+}
