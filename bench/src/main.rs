@@ -1,1 +1,42 @@
-fn main(){}
+//! `reel-bench`: load generators, each beside a floor measured in the same run.
+//!
+//! These machines are shared: an absolute figure is worth little. What counts is the ratio, from
+//! alternating rounds, with its spread.
+
+mod cluster;
+mod durable_puts;
+mod floor;
+mod large;
+mod load;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Reelstore beside floors and rivals, in the same run.
+#[derive(Debug, Parser)]
+#[command(name = "reel-bench", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Durable 4 KiB PUTs over HTTP beside one write + fdatasync each
+    DurablePuts(durable_puts::Args),
+    /// A large file up and down beside the storage node's anonymous memory
+    Large(large::Args),
+}
+
+fn main() -> std::process::ExitCode {
+    let result = match Cli::parse().command {
+        Command::DurablePuts(args) => durable_puts::run(&args),
+        Command::Large(args) => large::run(&args),
+    };
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            cluster::say(format_args!("reel-bench: {error}"));
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

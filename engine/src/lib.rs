@@ -27,5 +27,5 @@ pub use clock::{Clock, Version};
 pub use error::{Error, Result};
 pub use id::{ObjectId, SegmentNumber};
 pub use segment::{Located, Segment};
-pub use store::{Known, NumberSource, Recovery, Store, StoreOptions};
+pub use store::{Barrier, Known, NumberSource, Recovery, Store, StoreOptions};
 pub use writer::{Draft, Stored, Writer};

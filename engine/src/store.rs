@@ -24,6 +24,9 @@ use crate::slots::{SlotTable, table_path};
 /// Gives the next segment number from the leases in hand; `None` when there is none.
 pub type NumberSource = Arc<dyn Fn() -> Option<SegmentNumber> + Send + Sync>;
 
+/// Makes durable what the catalog has committed so far; called on a disk thread.
+pub type Barrier = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
+
 /// Changed segments that followers can still ask for; one that is further behind lists anew.
 const CHANGES: usize = 65_536;
 
@@ -48,6 +51,8 @@ pub struct StoreOptions {
     pub disk_threads: usize,
     /// Where segment numbers come from.
     pub numbers: NumberSource,
+    /// Called before a segment's records stop being offered to the catalog at a start.
+    pub barrier: Barrier,
 }
 
 /// What opening a data folder found.
@@ -401,6 +406,8 @@ impl Store {
                 }
             }
         }
+        // What the catalog confirmed must survive a power loss by itself from here on.
+        (self.options.barrier)().map_err(|error| Error::io("make the catalog durable for", segment.path(), error))?;
         disk::remove_if_there(&self.marker(number))
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use reel_control::agent::{self, AgentOptions, LeasePool, NodeStatus, Peers};
 use reel_control::api::{Groups, NodeInfo, NodeState};
-use reel_control::catalog::{CatalogHandle, run_batches};
+use reel_control::catalog::{CatalogHandle, barrier, run_batches};
 use reel_control::client::{ClientError, Trackers};
 use reel_control::config::{HttpConfig, StorageConfig};
 use reel_engine::{Recovery, SegmentNumber, Store, StoreOptions};
@@ -110,7 +110,7 @@ pub fn run_storage(
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
     let (sockets, address) = listeners(config.listen, shards)?;
     let leases = Arc::new(LeasePool::default());
-    let (store, recovery) = open_store(&common, &config, &leases)?;
+    let (store, recovery) = open_store(&common, &config, &leases, &catalog_url)?;
     let side = Side::start().map_err(io("start the control thread"))?;
     let (catalog, batches) = CatalogHandle::channel();
     let status = Arc::new(node_status(&common, &config, address, shards, &store));
@@ -162,7 +162,7 @@ pub fn run_storage(
     })
 }
 
-fn open_store(common: &Common, config: &StorageConfig, leases: &Arc<LeasePool>) -> Result<(Arc<Store>, Recovery), RunError> {
+fn open_store(common: &Common, config: &StorageConfig, leases: &Arc<LeasePool>, catalog_url: &str) -> Result<(Arc<Store>, Recovery), RunError> {
     let numbers = Arc::clone(leases);
     let started = std::time::Instant::now();
     let (store, recovery) = Store::open(StoreOptions {
@@ -174,6 +174,7 @@ fn open_store(common: &Common, config: &StorageConfig, leases: &Arc<LeasePool>) 
         reserve_bytes: config.reserve.0,
         open_segments: config.open_segments,
         disk_threads: DISK_THREADS,
+        barrier: Arc::new(barrier(catalog_url)),
         numbers: Arc::new(move || numbers.next().and_then(SegmentNumber::new)),
     })?;
     tracing::info!(

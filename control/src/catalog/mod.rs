@@ -17,6 +17,24 @@ pub use batch::{Batches, CatalogHandle, run_batches};
 /// How long one statement may take, connecting included.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Makes durable what was committed so far, in whatever process: SQLite's log is synced (commits
+/// themselves do not wait for the disk, see docs/decisions/0002-catalog-durability.md); PostgreSQL
+/// has done so with each commit. Blocking.
+pub fn barrier(url: &str) -> impl Fn() -> std::io::Result<()> + Send + Sync + 'static {
+    let log = url.starts_with("sqlite:").then(|| {
+        let mut path = sqlite::file_of(url).to_owned();
+        path.push_str("-wal");
+        std::path::PathBuf::from(path)
+    });
+    move || match log.as_ref().map(std::fs::File::open) {
+        Some(Ok(log)) => log.sync_data(),
+        // Without a log all is in the database, which was synced before the log went.
+        Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Some(Err(error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
 /// A catalog that did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CatalogError {

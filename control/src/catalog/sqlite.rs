@@ -1,5 +1,6 @@
-//! The catalog in an embedded SQLite file (WAL, synchronous=FULL). Several processes of one machine
-//! may share it.
+//! The catalog in an embedded SQLite file (WAL, synchronous=NORMAL: a commit does not wait for the
+//! disk; segments that hold the records stay marked until [`super::barrier`] has synced the log).
+//! Several processes of one machine may share it.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -16,6 +17,8 @@ const READERS: u32 = 4;
 const BUSY: Duration = Duration::from_secs(4);
 /// Rows of one statement; a batch is cut into such pieces, so that few statements are prepared.
 const PIECES: [usize; 3] = [64, 8, 1];
+/// Pages of the log after which it is folded into the database (4 KiB each).
+const CHECKPOINT_PAGES: &str = "8192";
 /// Tries of the migration: several processes may start at once.
 const MIGRATION_TRIES: u32 = 20;
 
@@ -28,18 +31,17 @@ pub struct Sqlite {
 
 impl Sqlite {
     pub(super) async fn open(url: &str) -> Result<Self> {
-        let path = url.strip_prefix("sqlite:").unwrap_or(url);
-        let path = path.strip_prefix("//").unwrap_or(path);
-        let file = path.split('?').next().unwrap_or(path);
+        let file = file_of(url);
         if let Some(parent) = std::path::Path::new(file).parent() {
             std::fs::create_dir_all(parent).map_err(|error| CatalogError::Away(error.to_string()))?;
         }
-        let options = SqliteConnectOptions::from_str(&format!("sqlite:{path}"))
+        let options = SqliteConnectOptions::from_str(&format!("sqlite:{file}"))
             .map_err(away)?
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
+            .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
             .statement_cache_capacity(64);
         let pool = |connections| {
             SqlitePoolOptions::new()
@@ -126,6 +128,13 @@ impl Sqlite {
             .map(|group| group as u32)
             .map_err(away)
     }
+}
+
+/// The database file that a URL names.
+pub(super) fn file_of(url: &str) -> &str {
+    let path = url.strip_prefix("sqlite:").unwrap_or(url);
+    let path = path.strip_prefix("//").unwrap_or(path);
+    path.split('?').next().unwrap_or(path)
 }
 
 /// Cuts a slice into pieces of the sizes in [`PIECES`].

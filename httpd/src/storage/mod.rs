@@ -110,7 +110,7 @@ impl StorageShard {
     }
 
     /// The group a user's new files go to; a user nobody knows is settled on this node's group.
-    async fn group_of(&self, user: &str) -> Result<u32, reel_control::catalog::CatalogError> {
+    pub(super) async fn group_of(&self, user: &str) -> Result<u32, reel_control::catalog::CatalogError> {
         if let Some(group) = self.groups.borrow().get(user) {
             return Ok(*group);
         }

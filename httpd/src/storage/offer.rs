@@ -51,6 +51,10 @@ async fn offer_segment(shard: &Rc<StorageShard>, segment: &Arc<Segment>) -> usiz
                 Ok(Some(head)) => {
                     shard.node.store.clock().observe(head.version);
                     let object = segment.number().object(head.slot);
+                    if head.kind == RecordKind::Object {
+                        // The user's row may have been lost with a power failure too.
+                        let _ = shard.group_of(&head.user).await;
+                    }
                     if let Some(write) = offer_of(&head, object.as_u64(), shard.node.config.group) {
                         let shard = Rc::clone(shard);
                         waiting.push(monoio::spawn(async move { shard.apply_until_known(write, object).await }));

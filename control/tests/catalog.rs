@@ -1,0 +1,164 @@
+//! The catalog's suite: the same calls, the same outcomes, on SQLite and on PostgreSQL.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod postgres;
+
+use reel_control::catalog::{Catalog, Outcome, Row, Stamp, Write};
+
+fn stamp(hlc: u64, node: u32) -> Stamp {
+    Stamp { hlc, node }
+}
+
+fn row(name: &str, object: u64, stamp: Stamp) -> Row {
+    Row {
+        user: "ann".into(),
+        name: name.into(),
+        object,
+        group: 2,
+        path: "01/00/000000000001.seg".into(),
+        bytes: 1 << 40,
+        content_type: "video/mp4".into(),
+        crc: u32::MAX,
+        modified_ms: 1_700_000_000_000,
+        stamp,
+    }
+}
+
+fn put(name: &str, object: u64, stamp: Stamp) -> Write {
+    Write::Put { row: row(name, object, stamp), only_new: false }
+}
+
+fn done(previous: Option<u64>, stamp: Stamp) -> Outcome {
+    Outcome::Done { previous, stamp }
+}
+
+async fn suite(catalog: Catalog, other: Catalog) {
+    users_are_settled_once(&catalog, &other).await;
+    rows_round_trip_and_the_higher_version_wins(&catalog).await;
+    a_delete_leaves_a_mark_that_older_writes_cannot_pass(&catalog).await;
+    listings_are_in_order_and_paged(&catalog).await;
+    a_batch_is_applied_in_order(&catalog).await;
+    writers_of_the_same_names_at_once_agree(&catalog, &other).await;
+}
+
+async fn users_are_settled_once(one: &Catalog, two: &Catalog) {
+    assert_eq!(one.group_of("bob").await.unwrap(), None);
+    let (first, second) = tokio::join!(one.settle_user("bob", 1), two.settle_user("bob", 2));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    assert_eq!(first, second, "two trackers asked at once agree");
+    assert_eq!(one.settle_user("bob", 9).await.unwrap(), first);
+    assert_eq!(two.group_of("bob").await.unwrap(), Some(first));
+}
+
+async fn rows_round_trip_and_the_higher_version_wins(catalog: &Catalog) {
+    let high_bit = 1u64 << 63 | 5;
+    let first = row("a b/ü.mp4", high_bit, stamp(10, 1));
+    let outcomes = catalog.apply(&[Write::Put { row: first.clone(), only_new: true }]).await.unwrap();
+    assert_eq!(outcomes, [done(None, stamp(10, 1))]);
+    assert_eq!(catalog.lookup("ann", "a b/ü.mp4").await.unwrap(), Some(first));
+    assert_eq!(catalog.lookup("ann", "nothing").await.unwrap(), None);
+    // The same again changes nothing: a restart offers its last records once more.
+    assert_eq!(catalog.apply(&[put("a b/ü.mp4", high_bit, stamp(10, 1))]).await.unwrap(), [done(None, stamp(10, 1))]);
+    let older = catalog.apply(&[put("a b/ü.mp4", 6, stamp(9, 9))]).await.unwrap();
+    assert_eq!(older, [Outcome::Lost { winner: stamp(10, 1), object: Some(high_bit) }]);
+    let newer = catalog.apply(&[put("a b/ü.mp4", 7, stamp(10, 2))]).await.unwrap();
+    assert_eq!(newer, [done(Some(high_bit), stamp(10, 2))], "equal clocks: the higher node wins");
+    let only_new = Write::Put { row: row("a b/ü.mp4", 8, stamp(99, 1)), only_new: true };
+    assert_eq!(catalog.apply(&[only_new]).await.unwrap(), [Outcome::Exists]);
+    assert_eq!(catalog.lookup("ann", "a b/ü.mp4").await.unwrap().unwrap().object, 7);
+}
+
+async fn a_delete_leaves_a_mark_that_older_writes_cannot_pass(catalog: &Catalog) {
+    let delete = |hlc| Write::Delete { user: "ann".into(), name: "gone".into(), stamp: stamp(hlc, 1) };
+    assert_eq!(catalog.apply(&[delete(1)]).await.unwrap(), [Outcome::NotFound]);
+    catalog.apply(&[put("gone", 20, stamp(50, 2))]).await.unwrap();
+    // The deleting node's clock is behind; the delete is still above what it deletes.
+    assert_eq!(catalog.apply(&[delete(3)]).await.unwrap(), [done(Some(20), stamp(51, 1))]);
+    assert_eq!(catalog.lookup("ann", "gone").await.unwrap(), None);
+    assert_eq!(catalog.apply(&[delete(4)]).await.unwrap(), [Outcome::NotFound]);
+    let back = catalog.apply(&[put("gone", 20, stamp(50, 2))]).await.unwrap();
+    assert_eq!(back, [Outcome::Lost { winner: stamp(51, 1), object: None }], "nothing deleted comes back");
+    catalog.apply(&[put("gone", 21, stamp(60, 1))]).await.unwrap();
+    let late = Write::Mark { user: "ann".into(), name: "gone".into(), stamp: stamp(55, 9) };
+    assert_eq!(catalog.apply(&[late]).await.unwrap(), [Outcome::Lost { winner: stamp(60, 1), object: Some(21) }]);
+    assert_eq!(catalog.lookup("ann", "gone").await.unwrap().unwrap().object, 21);
+}
+
+async fn listings_are_in_order_and_paged(catalog: &Catalog) {
+    let names = ["list/a", "list/b/1", "list/b/2", "list/é", "list0", "lis"];
+    let writes: Vec<Write> = names.iter().enumerate().map(|(at, name)| put(name, 100 + at as u64, stamp(1, 1))).collect();
+    catalog.apply(&writes).await.unwrap();
+    let list = async |prefix: &str, after: &str, limit| -> Vec<String> {
+        catalog.list("ann", prefix, after, limit).await.unwrap().into_iter().map(|row| row.name).collect()
+    };
+    assert_eq!(list("list/", "", 100).await, ["list/a", "list/b/1", "list/b/2", "list/é"]);
+    assert_eq!(list("list/", "list/a", 2).await, ["list/b/1", "list/b/2"]);
+    assert_eq!(list("list/é", "", 9).await, ["list/é"]);
+    assert_eq!(list("li%", "", 9).await, [""; 0], "no wildcards");
+    assert!(catalog.list("nobody", "", "", 9).await.unwrap().is_empty());
+}
+
+async fn a_batch_is_applied_in_order(catalog: &Catalog) {
+    let writes: Vec<Write> = (0..300).map(|at| put(&format!("batch-{}", at % 150), 1000 + at, stamp(1 + at, 1))).collect();
+    let outcomes = catalog.apply(&writes).await.unwrap();
+    assert_eq!(outcomes[0], done(None, stamp(1, 1)));
+    assert_eq!(outcomes[150], done(Some(1000), stamp(151, 1)));
+    assert_eq!(catalog.lookup("ann", "batch-7").await.unwrap().unwrap().object, 1157);
+    assert!(catalog.apply(&[]).await.unwrap().is_empty());
+}
+
+async fn writers_of_the_same_names_at_once_agree(one: &Catalog, two: &Catalog) {
+    let mut winners = Vec::new();
+    for round in 0..40u64 {
+        let batch = |node: u32| -> Vec<Write> {
+            let mut names: Vec<u64> = (0..12).collect();
+            if node == 2 {
+                names.reverse();
+            }
+            let object = round * 100 + u64::from(node);
+            names.into_iter().map(|name| put(&format!("race-{name}"), object, stamp(100 + round, node))).collect()
+        };
+        let first: Vec<Write> = batch(1);
+        let second: Vec<Write> = batch(2);
+        let (a, b) = tokio::join!(one.apply(first.as_slice()), two.apply(second.as_slice()));
+        a.unwrap();
+        b.unwrap();
+        winners.push(one.lookup("ann", "race-3").await.unwrap().unwrap().object);
+    }
+    let expected: Vec<u64> = (0..40).map(|round| round * 100 + 2).collect();
+    assert_eq!(winners, expected, "whoever comes last, the higher version stands");
+}
+
+#[tokio::test]
+async fn the_suite_on_sqlite() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("sub").join("catalog.db").display());
+    let (one, two) = tokio::join!(Catalog::open(&url), Catalog::open(&url));
+    suite(one.unwrap(), two.unwrap()).await;
+}
+
+#[tokio::test]
+async fn the_suite_on_postgresql() {
+    let Some(server) = postgres::Postgres::start("the_suite_on_postgresql") else { return };
+    let url = server.url();
+    let (one, two) = tokio::join!(Catalog::open(&url), Catalog::open(&url));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    let mut taken = Vec::new();
+    for _ in 0..50 {
+        let (a, b) = tokio::join!(one.take_numbers(10), two.take_numbers(7));
+        taken.extend((0..10).map(|at| a.as_ref().unwrap() + at));
+        taken.extend((0..7).map(|at| b.as_ref().unwrap() + at));
+    }
+    let count = taken.len();
+    taken.sort_unstable();
+    taken.dedup();
+    assert_eq!(taken.len(), count, "no segment number twice");
+    suite(one.clone(), two).await;
+    server.crash();
+    assert!(one.lookup("ann", "list/a").await.is_err());
+    server.begin();
+    let back = one.lookup("ann", "list/a").await;
+    let back = if back.is_err() { one.lookup("ann", "list/a").await } else { back };
+    assert!(back.unwrap().is_some(), "it recovers by itself");
+}
