@@ -15,9 +15,13 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
                 ("storage", config.storage.is_some()),
                 ("http", config.http.is_some()),
             ];
-            let roles: Vec<&str> = roles.into_iter().filter(|(_, there)| *there).map(|(role, _)| role).collect();
+            let roles: Vec<&str> =
+                roles.into_iter().filter(|(_, there)| *there).map(|(role, _)| role).collect();
             if roles.is_empty() {
-                return Err(Failure::failed(format!("{}: has no section of a role: [tracker], [id], [storage] or [http]", file.display())));
+                return Err(Failure::failed(format!(
+                    "{}: has no section of a role: [tracker], [id], [storage] or [http]",
+                    file.display()
+                )));
             }
             say(format_args!("{}: good, for {}", file.display(), roles.join(", ")));
             Ok(())

@@ -16,7 +16,10 @@ pub async fn run(client: &Client, args: GetArgs, json: bool) -> Result<(), Failu
         Some(range) => parse_range(range)?,
         None => (0, None),
     };
-    let output = args.output.clone().unwrap_or_else(|| PathBuf::from(name.rsplit('/').next().unwrap_or(&name)));
+    let output = args
+        .output
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(name.rsplit('/').next().unwrap_or(&name)));
     if output == Path::new("-") {
         if args.resume {
             return Err(Failure::usage("--continue needs a FILE"));
@@ -48,11 +51,16 @@ pub async fn run(client: &Client, args: GetArgs, json: bool) -> Result<(), Failu
         let found = crc_of(&output).map_err(fail)?;
         if format!("{found:08x}") != file.crc32 {
             let path = output.display();
-            return Err(Failure::failed(format!("{path}: its beginning is not that of {}: remove it and get it anew", args.target)));
+            return Err(Failure::failed(format!(
+                "{path}: its beginning is not that of {}: remove it and get it anew",
+                args.target
+            )));
         }
     }
     if json {
-        say_json(&serde_json::json!({ "file": output.display().to_string(), "bytes": written, "from": at }))
+        say_json(
+            &serde_json::json!({ "file": output.display().to_string(), "bytes": written, "from": at }),
+        )
     } else {
         say(format_args!("{}  {written} bytes", output.display()));
         Ok(())
@@ -64,7 +72,8 @@ fn partial(output: &Path, whole: u64) -> Result<u64, Failure> {
     match std::fs::metadata(output) {
         Ok(metadata) if metadata.len() <= whole => Ok(metadata.len()),
         Ok(metadata) => {
-            let message = format!("{} has {} bytes, the file only {whole}", output.display(), metadata.len());
+            let message =
+                format!("{} has {} bytes, the file only {whole}", output.display(), metadata.len());
             Err(Failure::failed(message))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),

@@ -12,7 +12,10 @@ pub async fn run(client: &Client, json: bool) -> Result<(), Failure> {
     say("group  nodes  active        free    capacity");
     for group in groups.groups {
         let (free, capacity) = (human(group.free), human(group.capacity));
-        say(format_args!("{:>5}  {:>5}  {:>6}  {free:>10}  {capacity:>10}", group.group, group.nodes, group.active));
+        say(format_args!(
+            "{:>5}  {:>5}  {:>6}  {free:>10}  {capacity:>10}",
+            group.group, group.nodes, group.active
+        ));
     }
     Ok(())
 }

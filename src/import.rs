@@ -54,17 +54,28 @@ pub async fn run(client: &Client, args: ImportArgs, json: bool) -> Result<(), Fa
         }
     }
     if json {
-        say_json(&serde_json::json!({ "uploaded": uploaded, "bytes": bytes, "equal": equal, "failed": failed }))?;
+        say_json(
+            &serde_json::json!({ "uploaded": uploaded, "bytes": bytes, "equal": equal, "failed": failed }),
+        )?;
     } else {
-        say(format_args!("{uploaded} uploaded ({}), {equal} equal already, {failed} failed", human(bytes)));
+        say(format_args!(
+            "{uploaded} uploaded ({}), {equal} equal already, {failed} failed",
+            human(bytes)
+        ));
     }
     if failed > 0 {
-        return Err(Failure::failed(format!("{failed} files were not uploaded; run it again to go on")));
+        return Err(Failure::failed(format!(
+            "{failed} files were not uploaded; run it again to go on"
+        )));
     }
     Ok(())
 }
 
-async fn present(client: &Client, user: &str, prefix: &str) -> Result<HashMap<String, FileView>, Failure> {
+async fn present(
+    client: &Client,
+    user: &str,
+    prefix: &str,
+) -> Result<HashMap<String, FileView>, Failure> {
     match client.list(user, prefix).await {
         Ok(files) => Ok(files.into_iter().map(|file| (file.name.clone(), file)).collect()),
         // A user without files yet.
@@ -73,7 +84,13 @@ async fn present(client: &Client, user: &str, prefix: &str) -> Result<HashMap<St
     }
 }
 
-async fn import_one(client: &Client, user: &str, entry: Entry, there: Option<&FileView>, bar: &Bar) -> Done {
+async fn import_one(
+    client: &Client,
+    user: &str,
+    entry: Entry,
+    there: Option<&FileView>,
+    bar: &Bar,
+) -> Done {
     if let Some(there) = there
         && there.bytes == entry.bytes
     {
@@ -95,9 +112,16 @@ async fn import_one(client: &Client, user: &str, entry: Entry, there: Option<&Fi
 }
 
 /// Collects the files below `dir`. What cannot be read or named is complained of and counted.
-fn walk(dir: &Path, prefix: &str, entries: &mut Vec<Entry>, failed: &mut u64) -> Result<(), Failure> {
-    let listing = std::fs::read_dir(dir).map_err(|error| Failure::failed(format!("{}: {error}", dir.display())))?;
-    let mut paths: Vec<PathBuf> = listing.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
+fn walk(
+    dir: &Path,
+    prefix: &str,
+    entries: &mut Vec<Entry>,
+    failed: &mut u64,
+) -> Result<(), Failure> {
+    let listing = std::fs::read_dir(dir)
+        .map_err(|error| Failure::failed(format!("{}: {error}", dir.display())))?;
+    let mut paths: Vec<PathBuf> =
+        listing.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
     paths.sort();
     for path in paths {
         let own = path.file_name().and_then(|name| name.to_str());
@@ -113,7 +137,11 @@ fn walk(dir: &Path, prefix: &str, entries: &mut Vec<Entry>, failed: &mut u64) ->
             }
             (Some(name), Ok(metadata)) if metadata.is_file() => match names::check_name(name) {
                 Ok(()) => {
-                    entries.push(Entry { path: path.clone(), name: name.clone(), bytes: metadata.len() });
+                    entries.push(Entry {
+                        path: path.clone(),
+                        name: name.clone(),
+                        bytes: metadata.len(),
+                    });
                     None
                 }
                 Err(error) => Some(error.to_string()),

@@ -25,7 +25,9 @@ pub fn run(args: &ManArgs) -> Result<(), Failure> {
 /// Prints bytes; a reader that has gone is fine.
 pub fn print(bytes: &[u8]) -> Result<(), Failure> {
     match std::io::stdout().lock().write_all(bytes) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::failed(error.to_string())),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(error.to_string()))
+        }
         _ => Ok(()),
     }
 }

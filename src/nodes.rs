@@ -9,12 +9,16 @@ pub async fn run(client: &Client, json: bool) -> Result<(), Failure> {
     if json {
         return say_json(&nodes);
     }
-    say("    id  name            group  state     address                      free       lag  heard");
+    say(
+        "    id  name            group  state     address                      free       lag  heard",
+    );
     for view in nodes.nodes {
         let node = &view.node;
         let state = format!("{:?}", view.state).to_lowercase();
         let (free, lag, heard) = match &view.detail {
-            Some(detail) => (human(detail.free), human(detail.lag), format!("{} ms ago", detail.heard_ms)),
+            Some(detail) => {
+                (human(detail.free), human(detail.lag), format!("{} ms ago", detail.heard_ms))
+            }
             None => Default::default(),
         };
         say(format_args!(

@@ -90,7 +90,14 @@ impl Bar {
     /// For `what`, of `total` bytes if that is known.
     pub fn new(what: &str, total: Option<u64>) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let inner = Inner { started: Instant::now(), total, done: 0, what: what.to_owned(), bar: None, terminal };
+        let inner = Inner {
+            started: Instant::now(),
+            total,
+            done: 0,
+            what: what.to_owned(),
+            bar: None,
+            terminal,
+        };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 

@@ -26,7 +26,10 @@ pub async fn run(client: &Client, args: PutArgs, json: bool) -> Result<(), Failu
         }
     }
     if failed > 0 {
-        return Err(Failure::failed(format!("{failed} of {} files were not uploaded", args.files.len())));
+        return Err(Failure::failed(format!(
+            "{failed} of {} files were not uploaded",
+            args.files.len()
+        )));
     }
     Ok(())
 }
@@ -42,25 +45,37 @@ async fn put_one(client: &Client, args: &PutArgs, file: &Path, json: bool) -> Re
     let (source, total) = if stdin {
         (Source::Once(Box::new(tokio::io::stdin())), None)
     } else {
-        let metadata = std::fs::metadata(file).map_err(|error| Failure::failed(format!("{}: {error}", file.display())))?;
+        let metadata = std::fs::metadata(file)
+            .map_err(|error| Failure::failed(format!("{}: {error}", file.display())))?;
         if !metadata.is_file() {
-            return Err(Failure::failed(format!("{}: not a file; `reel import` uploads a folder", file.display())));
+            return Err(Failure::failed(format!(
+                "{}: not a file; `reel import` uploads a folder",
+                file.display()
+            )));
         }
         (Source::File { path: file.to_owned(), bytes: metadata.len() }, Some(metadata.len()))
     };
     let bar = Bar::new(&name, total);
-    let result = client.put(&args.user, &name, args.content_type.as_deref(), source, bar.progress()).await;
+    let result =
+        client.put(&args.user, &name, args.content_type.as_deref(), source, bar.progress()).await;
     bar.finish();
-    let uploaded = result.map_err(|error| Failure { message: format!("{}: {error}", file.display()), ..Failure::from(error) })?;
+    let uploaded = result.map_err(|error| Failure {
+        message: format!("{}: {error}", file.display()),
+        ..Failure::from(error)
+    })?;
     if json {
         say_json(&uploaded)
     } else {
-        say(format_args!("{}/{}  {} bytes  crc32 {}", uploaded.user, uploaded.name, uploaded.bytes, uploaded.crc32));
+        say(format_args!(
+            "{}/{}  {} bytes  crc32 {}",
+            uploaded.user, uploaded.name, uploaded.bytes, uploaded.crc32
+        ));
         Ok(())
     }
 }
 
 fn own_name(file: &Path) -> Result<String, Failure> {
     let name = file.file_name().and_then(|name| name.to_str());
-    name.map(str::to_owned).ok_or_else(|| Failure::usage(format!("{}: give --name", file.display())))
+    name.map(str::to_owned)
+        .ok_or_else(|| Failure::usage(format!("{}: give --name", file.display())))
 }

@@ -30,14 +30,22 @@ impl From<RunError> for Failure {
 fn begin(args: &RoleArgs, role: &'static str) -> Result<Config, Failure> {
     if args.with_parent {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
-            .map_err(|error| Failure::failed(format!("cannot watch the parent process: {error}")))?;
+            .map_err(|error| {
+                Failure::failed(format!("cannot watch the parent process: {error}"))
+            })?;
     }
     let config = Config::load(&args.config)?;
     let filter = EnvFilter::try_from_env("REEL_LOG")
         .or_else(|_| EnvFilter::try_new(&config.log.level))
-        .map_err(|error| Failure::failed(format!("{}: log level: {error}", args.config.display())))?;
+        .map_err(|error| {
+            Failure::failed(format!("{}: log level: {error}", args.config.display()))
+        })?;
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .init();
     metrics::install();
     tracing::info!(role, version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starts");
     Ok(config)
@@ -88,12 +96,14 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 /// Calls `stop` at SIGTERM or SIGINT, from a thread of its own.
 fn stop_on_signal(stop: Box<dyn Fn() + Send + Sync>) {
-    let waiting = std::thread::Builder::new().name("reel-signals".to_owned()).spawn(move || match runtime() {
-        Ok(runtime) => {
-            runtime.block_on(asked_to_stop());
-            stop();
+    let waiting = std::thread::Builder::new().name("reel-signals".to_owned()).spawn(move || {
+        match runtime() {
+            Ok(runtime) => {
+                runtime.block_on(asked_to_stop());
+                stop();
+            }
+            Err(failure) => tracing::error!(error = failure.message, "signals are not handled"),
         }
-        Err(failure) => tracing::error!(error = failure.message, "signals are not handled"),
     });
     if let Err(error) = waiting {
         tracing::error!(%error, "signals are not handled");
@@ -101,14 +111,20 @@ fn stop_on_signal(stop: Box<dyn Fn() + Send + Sync>) {
 }
 
 /// Serves a control-plane router until a signal.
-fn serve_router(listen: SocketAddr, router: impl Future<Output = Result<serve::Router, Failure>>) -> Result<(), Failure> {
+fn serve_router(
+    listen: SocketAddr,
+    router: impl Future<Output = Result<serve::Router, Failure>>,
+) -> Result<(), Failure> {
     let socket = bind(listen)?;
     runtime()?.block_on(async {
         let router = router.await?;
-        let listener = tokio::net::TcpListener::from_std(socket).map_err(|error| Failure::failed(format!("listen on {listen}: {error}")))?;
+        let listener = tokio::net::TcpListener::from_std(socket)
+            .map_err(|error| Failure::failed(format!("listen on {listen}: {error}")))?;
         let address = listener.local_addr().unwrap_or(listen);
         ready(address);
-        serve::serve(listener, router, asked_to_stop()).await.map_err(|error| Failure::failed(format!("serve: {error}")))
+        serve::serve(listener, router, asked_to_stop())
+            .await
+            .map_err(|error| Failure::failed(format!("serve: {error}")))
     })
 }
 
@@ -116,7 +132,9 @@ pub fn tracker(args: &RoleArgs) -> Result<(), Failure> {
     let config = begin(args, "tracker")?;
     let section = config.tracker.clone().ok_or_else(|| missing(&args.config, "tracker"))?;
     let url = config.catalog_url(&args.config)?.to_owned();
-    serve_router(section.listen, async { Ok(tracker_role::router(config.cluster.clone(), config.beat.0, url)) })
+    serve_router(section.listen, async {
+        Ok(tracker_role::router(config.cluster.clone(), config.beat.0, url))
+    })
 }
 
 pub fn id(args: &RoleArgs) -> Result<(), Failure> {
@@ -124,13 +142,20 @@ pub fn id(args: &RoleArgs) -> Result<(), Failure> {
     let section = config.id.clone().ok_or_else(|| missing(&args.config, "id"))?;
     serve_router(section.listen, async {
         let mark = match &section.mark {
-            Some(path) => Mark::File(MarkFile::open(path).map_err(|error| Failure::failed(error.to_string()))?),
+            Some(path) => Mark::File(
+                MarkFile::open(path).map_err(|error| Failure::failed(error.to_string()))?,
+            ),
             None => {
                 let url = config.catalog_url(&args.config)?;
                 if url.starts_with("sqlite:") {
-                    return Err(Failure::failed(format!("{}: [id] needs `mark` unless the catalog is PostgreSQL", args.config.display())));
+                    return Err(Failure::failed(format!(
+                        "{}: [id] needs `mark` unless the catalog is PostgreSQL",
+                        args.config.display()
+                    )));
                 }
-                Mark::Catalog(Catalog::open(url).await.map_err(|error| Failure::failed(error.to_string()))?)
+                Mark::Catalog(
+                    Catalog::open(url).await.map_err(|error| Failure::failed(error.to_string()))?,
+                )
             }
         };
         Ok(ids::router(config.cluster.clone(), mark))

@@ -13,7 +13,11 @@ fn head() -> RecordHead {
         kind: RecordKind::Object,
         layout: Layout::Whole,
         slot: 7,
-        head_len: RecordHead::packed_head_len("user", "series/episode/segment-000123.m4s", "video/iso.segment"),
+        head_len: RecordHead::packed_head_len(
+            "user",
+            "series/episode/segment-000123.m4s",
+            "video/iso.segment",
+        ),
         segment: SegmentNumber::new(0x3a5f).expect("fits"),
         generation: 0,
         payload_len: 4096,
@@ -37,7 +41,9 @@ fn engine(c: &mut Criterion) {
             black_box(bytes.len())
         });
     });
-    c.bench_function("record head decode", |b| b.iter(|| RecordHead::decode(black_box(&bytes)).expect("good")));
+    c.bench_function("record head decode", |b| {
+        b.iter(|| RecordHead::decode(black_box(&bytes)).expect("good"))
+    });
     let table = SlotTable::active();
     for slot in 0..=u16::MAX {
         let entry = Entry {
@@ -61,7 +67,9 @@ fn engine(c: &mut Criterion) {
     for size in [4096usize, 256 << 10] {
         let payload = vec![0xa7u8; size];
         group.throughput(Throughput::Bytes(size as u64));
-        group.bench_function(format!("{size} B"), |b| b.iter(|| crc32fast::hash(black_box(&payload))));
+        group.bench_function(format!("{size} B"), |b| {
+            b.iter(|| crc32fast::hash(black_box(&payload)))
+        });
     }
     group.finish();
 }

@@ -7,7 +7,9 @@ use std::hint::black_box;
 const REQUEST: &[u8] = b"GET /user/series/episode/segment-000123.m4s HTTP/1.1\r\nHost: media.example\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\nAccept: */*\r\nRange: bytes=0-1048575\r\nOrigin: https://player.example\r\n\r\n";
 
 fn http(c: &mut Criterion) {
-    c.bench_function("parse a request head", |b| b.iter(|| request::parse(black_box(REQUEST)).expect("good")));
+    c.bench_function("parse a request head", |b| {
+        b.iter(|| request::parse(black_box(REQUEST)).expect("good"))
+    });
     c.bench_function("parse a range", |b| {
         b.iter(|| range::parse(black_box(Some("bytes=0-1048575")), 1 << 30, 16));
     });

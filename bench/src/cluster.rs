@@ -77,5 +77,7 @@ pub(crate) fn reel_binary(named: Option<&Path>) -> Result<PathBuf> {
     if beside.exists() {
         return Ok(beside);
     }
-    Err(Error::other("no `reel` beside this binary: build both with `cargo build --release --workspace`, or give --reel"))
+    Err(Error::other(
+        "no `reel` beside this binary: build both with `cargo build --release --workspace`, or give --reel",
+    ))
 }

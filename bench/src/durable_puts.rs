@@ -49,15 +49,23 @@ fn measure(args: &Args, folder: &std::path::Path) -> Result<()> {
     if let Some(url) = &args.catalog {
         arguments.extend(["--catalog", url.as_str()]);
     }
-    let cluster = Cluster::start(&reel_binary(args.reel.as_deref())?, &folder.join("data"), &arguments)?;
+    let cluster =
+        Cluster::start(&reel_binary(args.reel.as_deref())?, &folder.join("data"), &arguments)?;
     let time = Duration::from_secs_f64(args.seconds);
     let mut ratios = Vec::new();
     let mut refused = 0;
-    load::puts(cluster.storage.address, "warm", args.connections, args.bytes, Duration::from_secs(1))?;
+    load::puts(
+        cluster.storage.address,
+        "warm",
+        args.connections,
+        args.bytes,
+        Duration::from_secs(1),
+    )?;
     for round in 1..=args.rounds {
         let floor = floor::append_and_sync(folder, args.bytes, time)?;
         let prefix = format!("r{round}-{}", std::process::id());
-        let puts = load::puts(cluster.storage.address, &prefix, args.connections, args.bytes, time)?;
+        let puts =
+            load::puts(cluster.storage.address, &prefix, args.connections, args.bytes, time)?;
         refused += puts.refused;
         let ratio = puts.rate() / floor;
         ratios.push(ratio);
@@ -78,7 +86,9 @@ fn measure(args: &Args, folder: &std::path::Path) -> Result<()> {
         ratios[ratios.len() - 1],
     ));
     match args.at_least {
-        Some(least) if median < least => Err(std::io::Error::other(format!("the ratio is below {least}"))),
+        Some(least) if median < least => {
+            Err(std::io::Error::other(format!("the ratio is below {least}")))
+        }
         _ => Ok(()),
     }
 }

@@ -43,7 +43,8 @@ fn measure(args: &Args, folder: &std::path::Path) -> Result<()> {
     let cluster = Cluster::start(&reel_binary(args.reel.as_deref())?, &folder.join("data"), &[])?;
     let (watching, highest) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
     let watcher = {
-        let (watching, highest, pid) = (Arc::clone(&watching), Arc::clone(&highest), cluster.storage.pid);
+        let (watching, highest, pid) =
+            (Arc::clone(&watching), Arc::clone(&highest), cluster.storage.pid);
         std::thread::spawn(move || {
             while watching.load(Ordering::Relaxed) {
                 highest.fetch_max(rss_anon(pid).unwrap_or(0), Ordering::Relaxed);
@@ -87,7 +88,10 @@ fn fill(piece: &mut [u8], at: u64) {
 fn up_and_down(address: SocketAddr, bytes: u64) -> Result<(Duration, Duration)> {
     let started = Instant::now();
     let mut stream = TcpStream::connect(address)?;
-    write!(stream, "PUT /bench/large.bin HTTP/1.1\r\nHost: bench\r\nContent-Length: {bytes}\r\n\r\n")?;
+    write!(
+        stream,
+        "PUT /bench/large.bin HTTP/1.1\r\nHost: bench\r\nContent-Length: {bytes}\r\n\r\n"
+    )?;
     let mut piece = vec![0; PIECE];
     let mut at = 0;
     while at < bytes {

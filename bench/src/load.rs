@@ -29,14 +29,22 @@ impl Found {
 
     /// The latency that a share of the requests did not exceed, in milliseconds.
     pub(crate) fn percentile(&self, share: f64) -> f64 {
-        let at = ((self.micros.len() as f64 * share) as usize).min(self.micros.len().saturating_sub(1));
+        let at =
+            ((self.micros.len() as f64 * share) as usize).min(self.micros.len().saturating_sub(1));
         self.micros.get(at).map_or(0.0, |micros| f64::from(*micros) / 1000.0)
     }
 }
 
 /// PUTs of new names, `bytes` each, from `connections` connections for `time`.
-pub(crate) fn puts(address: SocketAddr, prefix: &str, connections: usize, bytes: usize, time: Duration) -> Result<Found> {
-    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().enable_timer().build()?;
+pub(crate) fn puts(
+    address: SocketAddr,
+    prefix: &str,
+    connections: usize,
+    bytes: usize,
+    time: Duration,
+) -> Result<Found> {
+    let mut runtime =
+        monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().enable_timer().build()?;
     runtime.block_on(async {
         let found = Rc::new(RefCell::new(Found::default()));
         let names = Rc::new(Cell::new(0u64));
@@ -91,7 +99,10 @@ async fn answer(stream: &mut TcpStream, mut buffer: Vec<u8>) -> Result<(u16, Vec
         text.extend_from_slice(&buffer[..read]);
         let Some(end) = text.windows(4).position(|end| end == b"\r\n\r\n") else { continue };
         let head = String::from_utf8_lossy(&text[..end]);
-        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse::<usize>().ok()).unwrap_or(0);
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: ")?.parse::<usize>().ok())
+            .unwrap_or(0);
         if text.len() >= end + 4 + length {
             let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);
             return Ok((status, buffer));

@@ -157,14 +157,21 @@ pub async fn join(options: &AgentOptions, status: &NodeStatus) -> Result<(), Cli
     for tracker in &options.trackers {
         match send_beat(&http_client(options.beat * 2), tracker, "join", &status.beat()).await {
             Err(error) if error.is_refusal() => return Err(error),
-            Err(error) => tracing::warn!(tracker, %error, "tracker not reached; it hears with the next beat"),
+            Err(error) => {
+                tracing::warn!(tracker, %error, "tracker not reached; it hears with the next beat")
+            }
             Ok(()) => {}
         }
     }
     Ok(())
 }
 
-async fn send_beat(http: &reqwest::Client, tracker: &str, call: &str, beat: &Beat) -> Result<(), ClientError> {
+async fn send_beat(
+    http: &reqwest::Client,
+    tracker: &str,
+    call: &str,
+    beat: &Beat,
+) -> Result<(), ClientError> {
     let url = format!("http://{tracker}/-/v1/{call}");
     crate::client::checked(http.post(url).json(beat).send().await, tracker).await.map(drop)
 }
@@ -224,8 +231,16 @@ pub async fn run_leases(options: AgentOptions, status: Arc<NodeStatus>, pool: Ar
     }
 }
 
-async fn fetch_lease(http: &reqwest::Client, options: &AgentOptions, status: &NodeStatus) -> Result<Lease, ClientError> {
-    let request = LeaseRequest { cluster: status.cluster.clone(), node: status.info.id, count: options.lease };
+async fn fetch_lease(
+    http: &reqwest::Client,
+    options: &AgentOptions,
+    status: &NodeStatus,
+) -> Result<Lease, ClientError> {
+    let request = LeaseRequest {
+        cluster: status.cluster.clone(),
+        node: status.info.id,
+        count: options.lease,
+    };
     let mut last = ClientError::Nobody("ID server");
     for server in &options.id_servers {
         let url = format!("http://{server}/-/v1/lease");
@@ -249,7 +264,9 @@ pub async fn run_peers(options: AgentOptions, status: Arc<NodeStatus>, peers: Pe
                 let found = nodes
                     .nodes
                     .into_iter()
-                    .filter(|view| view.node.group == status.info.group && view.node.id != status.info.id)
+                    .filter(|view| {
+                        view.node.group == status.info.group && view.node.id != status.info.id
+                    })
                     .filter_map(|view| {
                         let address = view.node.address.parse().ok()?;
                         Some(Peer { id: view.node.id, address, state: view.state })

@@ -103,8 +103,9 @@ impl<'de> Deserialize<'de> for ByteSize {
         }
         match Form::deserialize(deserializer)? {
             Form::Number(bytes) => Ok(Self(bytes)),
-            Form::Text(text) => Self::parse(&text)
-                .ok_or_else(|| de::Error::custom(format!("{text:?} is not a size such as \"256 MiB\""))),
+            Form::Text(text) => Self::parse(&text).ok_or_else(|| {
+                de::Error::custom(format!("{text:?} is not a size such as \"256 MiB\""))
+            }),
         }
     }
 }
@@ -112,8 +113,9 @@ impl<'de> Deserialize<'de> for ByteSize {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::parse(&text)
-            .ok_or_else(|| de::Error::custom(format!("{text:?} is not a time such as \"500 ms\" or \"2 s\"")))
+        Self::parse(&text).ok_or_else(|| {
+            de::Error::custom(format!("{text:?} is not a time such as \"500 ms\" or \"2 s\""))
+        })
     }
 }
 
@@ -196,8 +198,12 @@ impl<'de> Deserialize<'de> for Ack {
         match Form::deserialize(deserializer)? {
             Form::Number(nodes @ 1..=2) => Ok(Self::Nodes(nodes)),
             Form::Text(text) if text == "all" => Ok(Self::All),
-            Form::Number(other) => Err(de::Error::custom(format!("{other} is not 1, 2 or \"all\""))),
-            Form::Text(other) => Err(de::Error::custom(format!("{other:?} is not 1, 2 or \"all\""))),
+            Form::Number(other) => {
+                Err(de::Error::custom(format!("{other} is not 1, 2 or \"all\"")))
+            }
+            Form::Text(other) => {
+                Err(de::Error::custom(format!("{other:?} is not 1, 2 or \"all\"")))
+            }
         }
     }
 }
@@ -456,7 +462,8 @@ impl Config {
             if !(1 << 20..=16 << 30).contains(&storage.segment_bytes.0) {
                 return fail("segment_bytes", "must be between 1 MiB and 16 GiB");
             }
-            if storage.solo_bytes.0 > storage.segment_bytes.0 / 2 || storage.solo_bytes.0 > 8 << 20 {
+            if storage.solo_bytes.0 > storage.segment_bytes.0 / 2 || storage.solo_bytes.0 > 8 << 20
+            {
                 return fail("solo_bytes", "must be at most 8 MiB and half of segment_bytes");
             }
         }
@@ -520,15 +527,21 @@ mod tests {
 
     #[test]
     fn errors_name_file_line_and_key() {
-        let unknown = error("cluster = \"x\"\n[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nshard = 2\n");
+        let unknown = error(
+            "cluster = \"x\"\n[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nshard = 2\n",
+        );
         assert!(unknown.starts_with("reel.toml:7: shard: unknown field `shard`"), "{unknown}");
         let value = error("[tracker]\nlisten = \"nowhere\"\n");
         assert!(value.starts_with("reel.toml:2: listen: "), "{value}");
-        let size = error("[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nreserve = \"many\"\n");
+        let size = error(
+            "[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nreserve = \"many\"\n",
+        );
         assert!(size.starts_with("reel.toml:6: reserve: ") && size.contains("256 MiB"), "{size}");
         let zero = error("[storage]\nid = 0\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\n");
         assert!(zero.starts_with("reel.toml:2: id: "), "{zero}");
-        let ack = error("[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nack = 3\n");
+        let ack = error(
+            "[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nack = 3\n",
+        );
         assert!(ack.starts_with("reel.toml:6: ack: ") && ack.contains("\"all\""), "{ack}");
     }
 

@@ -97,10 +97,8 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
 /// User and file name of a request path `/USER/FILE…` without its query. Percent-decoding happens
 /// once, after the split at the first slash, so an encoded slash cannot move the border.
 pub fn parse_path(path: &str) -> Result<(String, String), NameError> {
-    let (user, name) = path
-        .strip_prefix('/')
-        .and_then(|rest| rest.split_once('/'))
-        .ok_or(NameError::NotAFile)?;
+    let (user, name) =
+        path.strip_prefix('/').and_then(|rest| rest.split_once('/')).ok_or(NameError::NotAFile)?;
     let user = decode(user)?;
     check_user(&user)?;
     let name = decode(name)?;

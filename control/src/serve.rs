@@ -30,7 +30,9 @@ impl Refusal {
 
     /// A request that names another cluster.
     pub fn wrong_cluster(ours: &str, theirs: &str) -> Self {
-        let message = format!("this is cluster {ours:?}, the request is for {theirs:?}: check `cluster` and the addresses in both configurations");
+        let message = format!(
+            "this is cluster {ours:?}, the request is for {theirs:?}: check `cluster` and the addresses in both configurations"
+        );
         Self::new(StatusCode::FORBIDDEN, "wrong_cluster", message)
     }
 }
@@ -40,7 +42,9 @@ impl IntoResponse for Refusal {
         let body = ErrorBody { error: self.error.to_owned(), message: self.message };
         let mut response = (self.status, axum::Json(body)).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
         response
     }
@@ -50,12 +54,23 @@ impl IntoResponse for Refusal {
 pub fn base_router() -> Router {
     Router::new()
         .route("/-/health", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
-        .route("/-/metrics", get(|| async { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], crate::metrics::render()) }))
-        .fallback(|| async { Refusal::new(StatusCode::NOT_FOUND, "not_found", "no such path here") })
+        .route(
+            "/-/metrics",
+            get(|| async {
+                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], crate::metrics::render())
+            }),
+        )
+        .fallback(|| async {
+            Refusal::new(StatusCode::NOT_FOUND, "not_found", "no such path here")
+        })
 }
 
 /// Serves until `stop` resolves, then finishes what is in progress.
-pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
     let (ending, ended) = tokio::sync::oneshot::channel::<()>();
     let upkeep = tokio::spawn(async {
         loop {

@@ -54,12 +54,16 @@ async fn users_are_settled_once(one: &Catalog, two: &Catalog) {
 async fn rows_round_trip_and_the_higher_version_wins(catalog: &Catalog) {
     let high_bit = 1u64 << 63 | 5;
     let first = row("a b/ü.mp4", high_bit, stamp(10, 1));
-    let outcomes = catalog.apply(&[Write::Put { row: first.clone(), only_new: true }]).await.unwrap();
+    let outcomes =
+        catalog.apply(&[Write::Put { row: first.clone(), only_new: true }]).await.unwrap();
     assert_eq!(outcomes, [done(None, stamp(10, 1))]);
     assert_eq!(catalog.lookup("ann", "a b/ü.mp4").await.unwrap(), Some(first));
     assert_eq!(catalog.lookup("ann", "nothing").await.unwrap(), None);
     // The same again changes nothing: a restart offers its last records once more.
-    assert_eq!(catalog.apply(&[put("a b/ü.mp4", high_bit, stamp(10, 1))]).await.unwrap(), [done(None, stamp(10, 1))]);
+    assert_eq!(
+        catalog.apply(&[put("a b/ü.mp4", high_bit, stamp(10, 1))]).await.unwrap(),
+        [done(None, stamp(10, 1))]
+    );
     let older = catalog.apply(&[put("a b/ü.mp4", 6, stamp(9, 9))]).await.unwrap();
     assert_eq!(older, [Outcome::Lost { winner: stamp(10, 1), object: Some(high_bit) }]);
     let newer = catalog.apply(&[put("a b/ü.mp4", 7, stamp(10, 2))]).await.unwrap();
@@ -70,7 +74,8 @@ async fn rows_round_trip_and_the_higher_version_wins(catalog: &Catalog) {
 }
 
 async fn a_delete_leaves_a_mark_that_older_writes_cannot_pass(catalog: &Catalog) {
-    let delete = |hlc| Write::Delete { user: "ann".into(), name: "gone".into(), stamp: stamp(hlc, 1) };
+    let delete =
+        |hlc| Write::Delete { user: "ann".into(), name: "gone".into(), stamp: stamp(hlc, 1) };
     assert_eq!(catalog.apply(&[delete(1)]).await.unwrap(), [Outcome::NotFound]);
     catalog.apply(&[put("gone", 20, stamp(50, 2))]).await.unwrap();
     // The deleting node's clock is behind; the delete is still above what it deletes.
@@ -78,19 +83,36 @@ async fn a_delete_leaves_a_mark_that_older_writes_cannot_pass(catalog: &Catalog)
     assert_eq!(catalog.lookup("ann", "gone").await.unwrap(), None);
     assert_eq!(catalog.apply(&[delete(4)]).await.unwrap(), [Outcome::NotFound]);
     let back = catalog.apply(&[put("gone", 20, stamp(50, 2))]).await.unwrap();
-    assert_eq!(back, [Outcome::Lost { winner: stamp(51, 1), object: None }], "nothing deleted comes back");
+    assert_eq!(
+        back,
+        [Outcome::Lost { winner: stamp(51, 1), object: None }],
+        "nothing deleted comes back"
+    );
     catalog.apply(&[put("gone", 21, stamp(60, 1))]).await.unwrap();
     let late = Write::Mark { user: "ann".into(), name: "gone".into(), stamp: stamp(55, 9) };
-    assert_eq!(catalog.apply(&[late]).await.unwrap(), [Outcome::Lost { winner: stamp(60, 1), object: Some(21) }]);
+    assert_eq!(
+        catalog.apply(&[late]).await.unwrap(),
+        [Outcome::Lost { winner: stamp(60, 1), object: Some(21) }]
+    );
     assert_eq!(catalog.lookup("ann", "gone").await.unwrap().unwrap().object, 21);
 }
 
 async fn listings_are_in_order_and_paged(catalog: &Catalog) {
     let names = ["list/a", "list/b/1", "list/b/2", "list/é", "list0", "lis"];
-    let writes: Vec<Write> = names.iter().enumerate().map(|(at, name)| put(name, 100 + at as u64, stamp(1, 1))).collect();
+    let writes: Vec<Write> = names
+        .iter()
+        .enumerate()
+        .map(|(at, name)| put(name, 100 + at as u64, stamp(1, 1)))
+        .collect();
     catalog.apply(&writes).await.unwrap();
     let list = async |prefix: &str, after: &str, limit| -> Vec<String> {
-        catalog.list("ann", prefix, after, limit).await.unwrap().into_iter().map(|row| row.name).collect()
+        catalog
+            .list("ann", prefix, after, limit)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|row| row.name)
+            .collect()
     };
     assert_eq!(list("list/", "", 100).await, ["list/a", "list/b/1", "list/b/2", "list/é"]);
     assert_eq!(list("list/", "list/a", 2).await, ["list/b/1", "list/b/2"]);
@@ -100,7 +122,9 @@ async fn listings_are_in_order_and_paged(catalog: &Catalog) {
 }
 
 async fn a_batch_is_applied_in_order(catalog: &Catalog) {
-    let writes: Vec<Write> = (0..300).map(|at| put(&format!("batch-{}", at % 150), 1000 + at, stamp(1 + at, 1))).collect();
+    let writes: Vec<Write> = (0..300)
+        .map(|at| put(&format!("batch-{}", at % 150), 1000 + at, stamp(1 + at, 1)))
+        .collect();
     let outcomes = catalog.apply(&writes).await.unwrap();
     assert_eq!(outcomes[0], done(None, stamp(1, 1)));
     assert_eq!(outcomes[150], done(Some(1000), stamp(151, 1)));
@@ -117,7 +141,10 @@ async fn writers_of_the_same_names_at_once_agree(one: &Catalog, two: &Catalog) {
                 names.reverse();
             }
             let object = round * 100 + u64::from(node);
-            names.into_iter().map(|name| put(&format!("race-{name}"), object, stamp(100 + round, node))).collect()
+            names
+                .into_iter()
+                .map(|name| put(&format!("race-{name}"), object, stamp(100 + round, node)))
+                .collect()
         };
         let first: Vec<Write> = batch(1);
         let second: Vec<Write> = batch(2);

@@ -116,14 +116,17 @@ fn recover_packed(
 ) -> Result<Option<Arc<Segment>>> {
     let (table, scan) = scan_packed(file, path, &header)?;
     let size = file.metadata().map_err(|error| Error::io("stat", path, error))?.len();
-    if let Some(reason) = &scan.torn {
+    let torn = scan.torn.as_ref().filter(|_| !only_zeros_follow(file, scan.end, size));
+    if let Some(reason) = torn {
         tracing::warn!(
             segment = %header.number, path = %path.display(), offset = scan.end,
             bytes = size - scan.end, %reason, "torn tail cut off"
         );
     }
     if size > scan.end {
-        recovery.cut_bytes += size - scan.end;
+        if torn.is_some() {
+            recovery.cut_bytes += size - scan.end;
+        }
         file.set_len(scan.end).map_err(|error| Error::io("cut", path, error))?;
     }
     // What a crash of the process alone left in the page cache becomes durable before it counts.
@@ -135,4 +138,11 @@ fn recover_packed(
     let reader = file.try_clone().map_err(|error| Error::io("duplicate", path, error))?;
     let content = Segment::packed(table);
     Ok(Some(Arc::new(Segment::new(header, path.to_owned(), reader, content, scan.end, false))))
+}
+
+/// Whether a segment ends in space that was written with zeros ahead: no record begins there.
+fn only_zeros_follow(file: &File, end: u64, size: u64) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut bytes = vec![0xff; (size - end).min(HEADER_BYTES) as usize];
+    file.read_exact_at(&mut bytes, end).is_ok() && bytes.iter().all(|byte| *byte == 0)
 }

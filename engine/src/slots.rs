@@ -98,7 +98,8 @@ impl SlotTable {
     pub fn slots(&self) -> usize {
         match self {
             Self::Active(words) => {
-                let used = words.chunks_exact(2).rposition(|pair| pair[0].load(Ordering::Acquire) != 0);
+                let used =
+                    words.chunks_exact(2).rposition(|pair| pair[0].load(Ordering::Acquire) != 0);
                 used.map_or(0, |last| last + 1)
             }
             Self::Sealed(map) => map.slots,
@@ -107,7 +108,13 @@ impl SlotTable {
 
     /// Writes the table beside its segment, synced, for a segment of `segment_len` bytes that will
     /// not grow any more.
-    pub fn write(&self, segment: &Path, number: SegmentNumber, generation: u32, segment_len: u64) -> Result<()> {
+    pub fn write(
+        &self,
+        segment: &Path,
+        number: SegmentNumber,
+        generation: u32,
+        segment_len: u64,
+    ) -> Result<()> {
         let slots = self.slots();
         let mut entries = Vec::with_capacity(slots * ENTRY_BYTES);
         for word in &self.words()[..slots * 2] {
@@ -147,7 +154,11 @@ impl SlotTable {
             entries.extend_from_slice(&word.load(Ordering::Acquire).to_le_bytes());
         }
         if entries_crc(&entries) != header.entries_crc {
-            return Err(Error::damaged(&path, ENTRIES_AT as u64, "checksum mismatch in the slot table"));
+            return Err(Error::damaged(
+                &path,
+                ENTRIES_AT as u64,
+                "checksum mismatch in the slot table",
+            ));
         }
         Ok((table, header.segment_len))
     }
@@ -180,7 +191,14 @@ mod tests {
     use crate::format::table::SlotState;
 
     fn entry(offset: u64) -> Entry {
-        Entry { state: SlotState::Object, dead: false, offset, head_len: 80, payload_len: 5, payload_crc: 9 }
+        Entry {
+            state: SlotState::Object,
+            dead: false,
+            offset,
+            head_len: 80,
+            payload_len: 5,
+            payload_crc: 9,
+        }
     }
 
     #[test]

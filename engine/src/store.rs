@@ -12,8 +12,8 @@ use parking_lot::{Mutex, RwLock};
 use crate::clock::{Clock, now_ms};
 use crate::disk::{self, DiskPool, Job};
 use crate::error::{Error, Result};
-use crate::format::superblock::Superblock;
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
+use crate::format::superblock::Superblock;
 use crate::format::{FORMAT, FormatError, HEADER_BYTES};
 use crate::id::{ObjectId, SegmentNumber};
 use crate::recover;
@@ -122,6 +122,9 @@ impl Default for Changes {
 pub(crate) struct Fresh {
     pub(crate) segment: Arc<Segment>,
     pub(crate) file: File,
+    /// Whether its space was written before: a sync then need not wait for the file system's
+    /// journal.
+    pub(crate) prewritten: bool,
 }
 
 impl Store {
@@ -234,7 +237,8 @@ impl Store {
         let opened = Arc::new(segment::open::open(self.dir(), number)?);
         let mut open = self.open.write();
         if open.len() >= self.options.open_segments {
-            let victim = open.values().find(|segment| segment.is_sealed() && segment.unsettled() == 0);
+            let victim =
+                open.values().find(|segment| segment.is_sealed() && segment.unsettled() == 0);
             if let Some(victim) = victim.map(|segment| segment.number()) {
                 open.remove(&victim);
             }
@@ -271,7 +275,10 @@ impl Store {
     pub fn changes_since(&self, seen: u64) -> (u64, Option<BTreeSet<SegmentNumber>>) {
         let changes = self.changes.lock();
         let behind = changes.end.saturating_sub(seen);
-        if seen == 0 || seen > changes.end || behind > changes.recent.len() as u64 && changes.recent.len() == CHANGES {
+        if seen == 0
+            || seen > changes.end
+            || behind > changes.recent.len() as u64 && changes.recent.len() == CHANGES
+        {
             return (changes.end, None);
         }
         let recent = changes.recent.iter().rev().take(usize::try_from(behind).unwrap_or(CHANGES));
@@ -309,13 +316,20 @@ impl Store {
         })
     }
 
-    /// Makes an empty packed segment: file, header, folder entries and marker, all synced.
-    pub(crate) fn create_packed(self: &Arc<Self>) -> Job<Fresh> {
+    /// Makes an empty packed segment: file, header, folder entries and marker, all synced. With
+    /// `prewrite` its whole space is filled with zeros first, in steps, if there is room.
+    pub(crate) fn create_packed(self: &Arc<Self>, prewrite: bool) -> Job<Fresh> {
         let store = Arc::clone(self);
         self.pool.run(move || {
             let number = (store.options.numbers)().ok_or(Error::NoNumbers)?;
             let header = store.header(number, SegmentKind::Packed);
-            store.create_packed_blocking(header)
+            let mut fresh = store.create_packed_blocking(header)?;
+            let bytes = store.options.segment_bytes;
+            if prewrite && store.has_room(bytes).is_ok() {
+                disk::fill_with_zeros(&fresh.file, fresh.segment.path(), HEADER_BYTES, bytes)?;
+                fresh.prewritten = true;
+            }
+            Ok(fresh)
         })
     }
 
@@ -327,12 +341,18 @@ impl Store {
         let content = Segment::packed(SlotTable::active());
         let segment = Arc::new(Segment::new(header, path, reader, content, HEADER_BYTES, false));
         self.register(Arc::clone(&segment));
-        Ok(Fresh { segment, file })
+        Ok(Fresh { segment, file, prewritten: false })
     }
 
     /// A header of this node for a new segment.
     pub(crate) fn header(&self, number: SegmentNumber, kind: SegmentKind) -> SegmentHeader {
-        SegmentHeader { kind, number, generation: 0, creator: self.options.node, created_ms: now_ms() }
+        SegmentHeader {
+            kind,
+            number,
+            generation: 0,
+            creator: self.options.node,
+            created_ms: now_ms(),
+        }
     }
 
     /// Makes a segment's file and its marker in `active/`, both findable after a power loss.
@@ -407,7 +427,8 @@ impl Store {
             }
         }
         // What the catalog confirmed must survive a power loss by itself from here on.
-        (self.options.barrier)().map_err(|error| Error::io("make the catalog durable for", segment.path(), error))?;
+        (self.options.barrier)()
+            .map_err(|error| Error::io("make the catalog durable for", segment.path(), error))?;
         disk::remove_if_there(&self.marker(number))
     }
 
@@ -424,7 +445,9 @@ impl Store {
                 let killed = table.kill(object.slot());
                 if segment.is_retired() {
                     // It was replaced meanwhile: mark the one that took over too.
-                    if let Some(table) = self.loaded(object.segment()).as_ref().and_then(|now| now.table()) {
+                    if let Some(table) =
+                        self.loaded(object.segment()).as_ref().and_then(|now| now.table())
+                    {
                         table.kill(object.slot());
                     }
                 }
@@ -486,7 +509,11 @@ fn superblock(options: &StoreOptions) -> Result<Superblock> {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             if !list_segments(&options.dir)?.is_empty() {
-                return Err(Error::damaged(&path, 0, "the superblock is missing, but there are segments"));
+                return Err(Error::damaged(
+                    &path,
+                    0,
+                    "the superblock is missing, but there are segments",
+                ));
             }
             let made = Superblock {
                 cluster: options.cluster.clone(),
@@ -534,7 +561,8 @@ fn list_segments(dir: &Path) -> Result<BTreeSet<SegmentNumber>> {
     let mut found = BTreeSet::new();
     for outer in folders(dir)? {
         for inner in folders(&outer)? {
-            let entries = std::fs::read_dir(&inner).map_err(|error| Error::io("list", &inner, error))?;
+            let entries =
+                std::fs::read_dir(&inner).map_err(|error| Error::io("list", &inner, error))?;
             for entry in entries {
                 let path = entry.map_err(|error| Error::io("list", &inner, error))?.path();
                 if path.extension().is_some_and(|extension| extension == "seg") {
@@ -552,7 +580,8 @@ fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
     for entry in std::fs::read_dir(dir).map_err(|error| Error::io("list", dir, error))? {
         let entry = entry.map_err(|error| Error::io("list", dir, error))?;
         let name = entry.file_name();
-        let hex = name.len() == 2 && name.to_str().is_some_and(|name| u8::from_str_radix(name, 16).is_ok());
+        let hex = name.len() == 2
+            && name.to_str().is_some_and(|name| u8::from_str_radix(name, 16).is_ok());
         if hex && entry.path().is_dir() {
             found.push(entry.path());
         }

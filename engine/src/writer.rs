@@ -31,6 +31,9 @@ const BATCH_RECORDS: usize = 1024;
 /// Bytes that may wait for a batch in one shard; one more upload is answered with
 /// [`Error::Busy`].
 const QUEUE_BYTES: u64 = 64 << 20;
+/// Bytes after which a shard's first segment, which grows as it is written, gives way to one whose
+/// space was written before. A node with little to do never pays for such space.
+const PREWRITE_AFTER: u64 = 4 << 20;
 /// Largest buffer that is kept between batches, in bytes.
 const KEEP_BUFFER: usize = 1 << 20;
 
@@ -94,6 +97,7 @@ struct Active {
     file: ShardFile,
     tail: u64,
     slots: usize,
+    prewritten: bool,
 }
 
 impl Writer {
@@ -146,7 +150,8 @@ impl Writer {
 
     /// The commit loop of the shard.
     pub async fn run(self) {
-        let mut committer = Committer { shared: self.shared, active: None, spare: None, buffer: Vec::new() };
+        let mut committer =
+            Committer { shared: self.shared, active: None, spare: None, buffer: Vec::new() };
         while committer.wait().await {
             committer.commit().await;
         }
@@ -200,10 +205,8 @@ impl Committer {
             self.buffer = Vec::new();
         }
         if let Err(error) = result {
-            // Nothing was published; what lies behind the tail is cut off and written over.
-            let segment = Arc::clone(&active.segment);
-            drop(self.shared.store.pool().run(move || cut(&segment)));
-            self.active = Some(active);
+            // Nothing was published. The segment is left as it was durable before.
+            self.retire(active);
             self.fail(batch, &error);
             return;
         }
@@ -228,17 +231,41 @@ impl Committer {
         self.shared.store.note_change(number);
         self.shared.commits.record(batch.len() as f64);
         for (pending, slot, _, end) in batch {
-            let stored = Stored { object: number.object(slot), segment: Arc::clone(&active.segment), end };
+            let stored =
+                Stored { object: number.object(slot), segment: Arc::clone(&active.segment), end };
             let _ = pending.done.send(Ok(stored));
         }
-        if self.spare.is_none() && self.half_full(&active) {
-            self.spare = Some(self.shared.store.create_packed());
+        if self.spare.is_none() && self.wants_spare(&active) {
+            self.spare = Some(self.shared.store.create_packed(true));
         }
         self.active = Some(active);
+        self.change_over();
     }
 
-    fn half_full(&self, active: &Active) -> bool {
-        active.tail * 2 > self.shared.store.options.segment_bytes || active.slots * 2 > SLOTS
+    fn wants_spare(&self, active: &Active) -> bool {
+        let half_full =
+            active.tail * 2 > self.shared.store.options.segment_bytes || active.slots * 2 > SLOTS;
+        half_full || !active.prewritten && active.tail > PREWRITE_AFTER
+    }
+
+    /// Leaves a segment that grows as it is written as soon as a better one is ready.
+    fn change_over(&mut self) {
+        if self.active.as_ref().is_none_or(|active| active.prewritten) {
+            return;
+        }
+        let Some(spare) = &mut self.spare else { return };
+        let mut context = std::task::Context::from_waker(Waker::noop());
+        let Poll::Ready(made) = std::pin::Pin::new(spare).poll(&mut context) else { return };
+        self.spare = None;
+        let made = made.and_then(adopt);
+        match made {
+            Ok(next) => {
+                if let Some(active) = self.active.replace(next) {
+                    self.retire(active);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "no spare segment"),
+        }
     }
 
     /// Takes what fits into the active segment and one batch, and encodes it into the buffer.
@@ -275,10 +302,9 @@ impl Committer {
         }
         let fresh = match self.spare.take() {
             Some(spare) => spare.await?,
-            None => self.shared.store.create_packed().await?,
+            None => self.shared.store.create_packed(false).await?,
         };
-        let file = ShardFile::adopt(fresh.file, fresh.segment.path().clone())?;
-        self.active = Some(Active { tail: fresh.segment.durable(), slots: 0, file, segment: fresh.segment });
+        self.active = Some(adopt(fresh)?);
         Ok(())
     }
 
@@ -311,10 +337,12 @@ impl Committer {
 
     /// Seals the active segment and drops an unused spare.
     async fn close(mut self) {
-        if let Some(active) = self.active.take()
-            && let Err(error) = self.shared.store.seal(active.segment).await
-        {
-            tracing::error!(%error, "sealing at the end failed; the segment is recovered at the next start");
+        if let Some(active) = self.active.take() {
+            let segment = Arc::clone(&active.segment);
+            drop(self.shared.store.pool().run(move || cut(&segment)));
+            if let Err(error) = self.shared.store.seal(active.segment).await {
+                tracing::error!(%error, "sealing at the end failed; the segment is recovered at the next start");
+            }
         }
         if let Some(Ok(fresh)) = match self.spare.take() {
             Some(spare) => Some(spare.await),
@@ -325,6 +353,18 @@ impl Committer {
             let _ = self.shared.store.pool().run(move || store.forget(number)).await;
         }
     }
+}
+
+/// Takes a fresh segment over, on the shard's own thread.
+fn adopt(fresh: Fresh) -> Result<Active> {
+    let file = ShardFile::adopt(fresh.file, fresh.segment.path().clone())?;
+    Ok(Active {
+        tail: fresh.segment.durable(),
+        slots: 0,
+        file,
+        prewritten: fresh.prewritten,
+        segment: fresh.segment,
+    })
 }
 
 /// Cuts a segment's file to what is durable. Blocking.

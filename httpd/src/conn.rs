@@ -143,7 +143,11 @@ impl Conn {
     }
 
     /// Appends body bytes to `into` until it holds `full` bytes or the body is complete.
-    pub(crate) async fn read_body(&mut self, into: &mut Vec<u8>, full: usize) -> Result<(), ConnError> {
+    pub(crate) async fn read_body(
+        &mut self,
+        into: &mut Vec<u8>,
+        full: usize,
+    ) -> Result<(), ConnError> {
         while into.len() < full && !self.body.is_done() {
             if self.input().is_empty() {
                 match self.body.remaining() {
@@ -159,7 +163,11 @@ impl Conn {
 
     /// Appends the body bytes that are there, at least one (unless the body is complete) and at
     /// most so many that `into` holds `full`.
-    pub(crate) async fn read_some(&mut self, into: &mut Vec<u8>, full: usize) -> Result<(), ConnError> {
+    pub(crate) async fn read_some(
+        &mut self,
+        into: &mut Vec<u8>,
+        full: usize,
+    ) -> Result<(), ConnError> {
         let before = into.len();
         while into.len() == before && !self.body.is_done() {
             let buffered = self.input().len();
@@ -177,13 +185,20 @@ impl Conn {
     fn take_buffered(&mut self, into: &mut Vec<u8>, full: usize) -> Result<(), ConnError> {
         let take = self.input().len().min(full - into.len());
         let step = self.body.step(&self.input[self.start..self.start + take])?;
-        into.extend_from_slice(&self.input[self.start + step.payload.start..self.start + step.payload.end]);
+        into.extend_from_slice(
+            &self.input[self.start + step.payload.start..self.start + step.payload.end],
+        );
         self.consume(step.used);
         Ok(())
     }
 
     /// Reads body bytes from the socket straight into the caller's buffer.
-    async fn read_straight(&mut self, into: &mut Vec<u8>, full: usize, left: u64) -> Result<(), ConnError> {
+    async fn read_straight(
+        &mut self,
+        into: &mut Vec<u8>,
+        full: usize,
+        left: u64,
+    ) -> Result<(), ConnError> {
         self.flush().await?;
         let want = ((full - into.len()) as u64).min(left) as usize;
         if into.capacity() - into.len() < want {
@@ -263,7 +278,12 @@ impl Conn {
     }
 
     /// Sends a part of a file from the page cache, without a copy through this process.
-    pub(crate) async fn send_file(&mut self, file: &File, offset: u64, length: u64) -> Result<(), ConnError> {
+    pub(crate) async fn send_file(
+        &mut self,
+        file: &File,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), ConnError> {
         let mut at = offset;
         let end = offset + length;
         while at < end {

@@ -73,7 +73,10 @@ pub struct Common {
 }
 
 /// Listening sockets, one a shard, on one port; and the address they got.
-fn listeners(address: SocketAddr, shards: usize) -> Result<(Vec<std::net::TcpListener>, SocketAddr), RunError> {
+fn listeners(
+    address: SocketAddr,
+    shards: usize,
+) -> Result<(Vec<std::net::TcpListener>, SocketAddr), RunError> {
     if shard::is_taken(address) {
         return Err(RunError::AddressInUse(address));
     }
@@ -162,7 +165,12 @@ pub fn run_storage(
     })
 }
 
-fn open_store(common: &Common, config: &StorageConfig, leases: &Arc<LeasePool>, catalog_url: &str) -> Result<(Arc<Store>, Recovery), RunError> {
+fn open_store(
+    common: &Common,
+    config: &StorageConfig,
+    leases: &Arc<LeasePool>,
+    catalog_url: &str,
+) -> Result<(Arc<Store>, Recovery), RunError> {
     let numbers = Arc::clone(leases);
     let started = std::time::Instant::now();
     let (store, recovery) = Store::open(StoreOptions {
@@ -185,7 +193,13 @@ fn open_store(common: &Common, config: &StorageConfig, leases: &Arc<LeasePool>, 
     Ok((store, recovery))
 }
 
-fn node_status(common: &Common, config: &StorageConfig, address: SocketAddr, shards: usize, store: &Store) -> NodeStatus {
+fn node_status(
+    common: &Common,
+    config: &StorageConfig,
+    address: SocketAddr,
+    shards: usize,
+    store: &Store,
+) -> NodeStatus {
     let (free, capacity) = store.space();
     let status = NodeStatus::new(
         common.cluster.clone(),
@@ -231,7 +245,10 @@ async fn watch(status: Arc<NodeStatus>, store: Arc<Store>, hurry: Arc<Notify>) {
 }
 
 /// Runs one thread a socket until all have ended.
-fn run_shards<F>(sockets: Vec<std::net::TcpListener>, mut shard: impl FnMut(usize, std::net::TcpListener) -> F) -> Result<(), RunError>
+fn run_shards<F>(
+    sockets: Vec<std::net::TcpListener>,
+    mut shard: impl FnMut(usize, std::net::TcpListener) -> F,
+) -> Result<(), RunError>
 where
     F: FnOnce() -> Result<(), RunError> + Send + 'static,
 {

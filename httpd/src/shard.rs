@@ -95,8 +95,10 @@ impl DateCache {
 /// A listening socket that shares its port with the other shards'.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     use rustix::net;
-    let family = if address.is_ipv6() { net::AddressFamily::INET6 } else { net::AddressFamily::INET };
-    let socket = net::socket_with(family, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)?;
+    let family =
+        if address.is_ipv6() { net::AddressFamily::INET6 } else { net::AddressFamily::INET };
+    let socket =
+        net::socket_with(family, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     net::bind(&socket, &address)?;
@@ -107,13 +109,15 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Whether a server answers at `address` already. Ports are shared between shards, so the kernel
 /// itself would not refuse a second server of the same user.
 pub(crate) fn is_taken(address: SocketAddr) -> bool {
-    address.port() != 0 && std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok()
+    address.port() != 0
+        && std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok()
 }
 
 /// Pins the calling thread to one core, if it may; the cores are those the process may use.
 pub(crate) fn pin(shard: usize) {
     let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
-    let cores: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
+    let cores: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
     if cores.len() < 2 {
         return;
     }
@@ -182,7 +186,9 @@ async fn accept_loop<S: Service>(
                 let (service, limits, stop) = (Rc::clone(service), Rc::clone(limits), stop.clone());
                 let (activity, open) = (Rc::clone(activity), open.clone());
                 monoio::spawn(async move {
-                    if let Err(error) = connection(stream, &*service, &limits, &stop, &activity).await {
+                    if let Err(error) =
+                        connection(stream, &*service, &limits, &stop, &activity).await
+                    {
                         tracing::debug!(%error, "connection ended");
                     }
                     activity.connections.set(activity.connections.get() - 1);
@@ -237,7 +243,11 @@ async fn connection<S: Service>(
 }
 
 /// Reads a request head: `None` when the client closes, or stays idle for too long, before one.
-async fn read_head(conn: &mut Conn, limits: &LimitsConfig, first: bool) -> Result<Option<Request>, request::Refused> {
+async fn read_head(
+    conn: &mut Conn,
+    limits: &LimitsConfig,
+    first: bool,
+) -> Result<Option<Request>, request::Refused> {
     const SLOW: request::Refused = request::Refused {
         status: 408,
         error: "timeout",
@@ -321,7 +331,9 @@ const METHODS: [Method; 6] =
 impl RequestMetrics {
     pub(crate) fn new() -> Self {
         Self {
-            latency: METHODS.map(|method| metrics::histogram!("reel_request_seconds", "method" => method.name())),
+            latency: METHODS.map(
+                |method| metrics::histogram!("reel_request_seconds", "method" => method.name()),
+            ),
             sent: metrics::counter!("reel_sent_bytes_total"),
             counters: std::cell::RefCell::default(),
         }

@@ -24,12 +24,13 @@ impl Side {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("reel-control".to_owned()).spawn(move || {
-            runtime.block_on(async {
-                let _ = stopped.await;
-            });
-            runtime.shutdown_timeout(GRACE);
-        })?;
+        let thread =
+            std::thread::Builder::new().name("reel-control".to_owned()).spawn(move || {
+                runtime.block_on(async {
+                    let _ = stopped.await;
+                });
+                runtime.shutdown_timeout(GRACE);
+            })?;
         Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
     }
 
@@ -39,7 +40,10 @@ impl Side {
     }
 
     /// Runs `call` there and waits for its result, from an ordinary thread.
-    pub(crate) fn wait<T: Send + 'static>(&self, call: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    pub(crate) fn wait<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
         let (done, result) = std::sync::mpsc::sync_channel(1);
         self.handle.spawn(async move {
             let _ = done.send(call.await);

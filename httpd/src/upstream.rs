@@ -48,7 +48,10 @@ pub(crate) struct Response {
 impl Response {
     /// A field's value; names are compared without case.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.fields
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 
     /// Bytes of body that are still to come.
@@ -74,7 +77,13 @@ impl Upstreams {
 
     /// Sends `head` (and `body`, when it is at hand) to a node and reads the response's head. A
     /// kept connection that proves dead is replaced by a fresh one, once.
-    pub(crate) async fn request(&self, address: SocketAddr, head: &[u8], body: &[u8], head_only: bool) -> Result<Response, ConnError> {
+    pub(crate) async fn request(
+        &self,
+        address: SocketAddr,
+        head: &[u8],
+        body: &[u8],
+        head_only: bool,
+    ) -> Result<Response, ConnError> {
         while let Some(mut conn) = self.take_idle(address) {
             if exchange(&mut conn, head, body).await.is_ok()
                 && let Ok(response) = self.read_response(conn, address, head_only, FIRST_BYTE).await
@@ -119,7 +128,13 @@ impl Upstreams {
     }
 
     /// Reads the head of a response on `conn`.
-    pub(crate) async fn read_response(&self, mut conn: Conn, address: SocketAddr, head_only: bool, wait: Duration) -> Result<Response, ConnError> {
+    pub(crate) async fn read_response(
+        &self,
+        mut conn: Conn,
+        address: SocketAddr,
+        head_only: bool,
+        wait: Duration,
+    ) -> Result<Response, ConnError> {
         loop {
             while !has_head(conn.input()) {
                 if conn.input().len() > HEAD_BYTES {
@@ -132,10 +147,12 @@ impl Upstreams {
             if status == 100 {
                 continue;
             }
-            let length = fields.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+            let length =
+                fields.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
             let length = length.and_then(|(_, value)| value.parse().ok()).unwrap_or(0);
             let bodyless = head_only || status == 204 || status == 304;
-            conn.body = Decoder::new(if bodyless { Framing::None } else { Framing::Length(length) });
+            conn.body =
+                Decoder::new(if bodyless { Framing::None } else { Framing::Length(length) });
             return Ok(Response { status, fields, conn, address, keep_alive });
         }
     }
@@ -164,7 +181,10 @@ fn has_head(input: &[u8]) -> bool {
 }
 
 fn malformed() -> ConnError {
-    ConnError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, "a node's response is not HTTP/1.1"))
+    ConnError::Io(std::io::Error::new(
+        std::io::ErrorKind::InvalidData,
+        "a node's response is not HTTP/1.1",
+    ))
 }
 
 type Parsed = (usize, u16, Vec<(String, String)>, bool);

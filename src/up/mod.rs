@@ -56,7 +56,11 @@ async fn up(args: UpArgs) -> Result<(), Failure> {
             say(format_args!("ready http://{}", plan.first_http()));
         } else if !warned && started.elapsed() > PATIENCE {
             warned = true;
-            complain(&format!("still waiting for {}; see {}", missing.join(", "), args.data.join("logs").display()));
+            complain(&format!(
+                "still waiting for {}; see {}",
+                missing.join(", "),
+                args.data.join("logs").display()
+            ));
         }
     }
     complain("stopping; uploads in progress are finished");
@@ -80,7 +84,10 @@ type Signals = (tokio::signal::unix::Signal, tokio::signal::unix::Signal);
 
 fn signals() -> Result<Signals, Failure> {
     let failed = |error: std::io::Error| Failure::failed(format!("signals: {error}"));
-    Ok((signal(SignalKind::terminate()).map_err(failed)?, signal(SignalKind::interrupt()).map_err(failed)?))
+    Ok((
+        signal(SignalKind::terminate()).map_err(failed)?,
+        signal(SignalKind::interrupt()).map_err(failed)?,
+    ))
 }
 
 /// One `reel up` a folder.
@@ -95,9 +102,10 @@ fn lock(data: &Path) -> Result<std::fs::File, Failure> {
         .map_err(failed)?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(Failure::failed(format!("{}: another `reel up` runs there; stop it, or give another --data", data.display())))
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::failed(format!(
+            "{}: another `reel up` runs there; stop it, or give another --data",
+            data.display()
+        ))),
         Err(error) => Err(failed(error.into())),
     }
 }

@@ -42,13 +42,18 @@ pub struct Plan {
 impl Plan {
     /// Chooses names and ports.
     pub fn make(args: &UpArgs) -> Result<Self, Failure> {
-        let data = std::path::absolute(&args.data).map_err(|error| Failure::failed(format!("{}: {error}", args.data.display())))?;
+        let data = std::path::absolute(&args.data)
+            .map_err(|error| Failure::failed(format!("{}: {error}", args.data.display())))?;
         if TcpListener::bind(args.http).is_err() {
-            return Err(Failure::failed(format!("{} is in use by another server: stop it, or give another --http", args.http)));
+            return Err(Failure::failed(format!(
+                "{} is in use by another server: stop it, or give another --http",
+                args.http
+            )));
         }
         let mut ports = Vec::new();
         let mut reserve = |address: SocketAddr| -> Result<SocketAddr, Failure> {
-            let (socket, address) = reserve(address).map_err(|error| Failure::failed(format!("{address}: {error}")))?;
+            let (socket, address) =
+                reserve(address).map_err(|error| Failure::failed(format!("{address}: {error}")))?;
             ports.push(socket);
             Ok(address)
         };
@@ -60,7 +65,12 @@ impl Plan {
         names.push(("id", "id-1".to_owned(), reserve(any)?, (0, 0)));
         for group in 1..=args.groups {
             for replica in 1..=args.replicas {
-                names.push(("storage", format!("storage-{group}-{replica}"), reserve(any)?, (group, replica)));
+                names.push((
+                    "storage",
+                    format!("storage-{group}-{replica}"),
+                    reserve(any)?,
+                    (group, replica),
+                ));
             }
         }
         for server in 1..=args.http_servers {
@@ -68,13 +78,23 @@ impl Plan {
             names.push(("http", format!("http-{server}"), reserve(address)?, (0, 0)));
         }
         let of = |role: &str| -> Vec<String> {
-            names.iter().filter(|(known, ..)| *known == role).map(|(.., address, _)| address.to_string()).collect()
+            names
+                .iter()
+                .filter(|(known, ..)| *known == role)
+                .map(|(.., address, _)| address.to_string())
+                .collect()
         };
         let catalog = match &args.catalog {
             Some(url) => url.clone(),
             None => format!("sqlite:{}", data.join("catalog.db").display()),
         };
-        let common = Common { trackers: of("tracker"), id_servers: of("id"), catalog, ack: args.ack.clone(), shards: args.shards };
+        let common = Common {
+            trackers: of("tracker"),
+            id_servers: of("id"),
+            catalog,
+            ack: args.ack.clone(),
+            shards: args.shards,
+        };
         let processes = names
             .into_iter()
             .map(|(role, name, address, place)| {
@@ -101,13 +121,18 @@ impl Plan {
     pub fn write(&self) -> Result<(), Failure> {
         for folder in ["config", "logs"] {
             let folder = self.data.join(folder);
-            std::fs::create_dir_all(&folder).map_err(|error| Failure::failed(format!("{}: {error}", folder.display())))?;
+            std::fs::create_dir_all(&folder)
+                .map_err(|error| Failure::failed(format!("{}: {error}", folder.display())))?;
         }
         for process in &self.processes {
             write_private(&self.config_path(process), &process.config)?;
         }
         let list = |role: &str| -> Vec<String> {
-            self.processes.iter().filter(|process| process.role == role).map(|process| process.address.to_string()).collect()
+            self.processes
+                .iter()
+                .filter(|process| process.role == role)
+                .map(|process| process.address.to_string())
+                .collect()
         };
         let client = format!(
             "# Written by `reel up`: where the client finds the cluster.\ntrackers = {:?}\nhttp = {:?}\n",
@@ -122,7 +147,12 @@ impl Plan {
 pub fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
     let beside = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mut file = std::fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&beside)?;
         file.write_all(text.as_bytes())?;
         std::fs::rename(&beside, path)
     };
@@ -131,8 +161,10 @@ pub fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
 
 /// Binds a port without listening, so that children can share it and nobody else gets it.
 fn reserve(address: SocketAddr) -> std::io::Result<(OwnedFd, SocketAddr)> {
-    let family = if address.is_ipv6() { net::AddressFamily::INET6 } else { net::AddressFamily::INET };
-    let socket = net::socket_with(family, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)?;
+    let family =
+        if address.is_ipv6() { net::AddressFamily::INET6 } else { net::AddressFamily::INET };
+    let socket =
+        net::socket_with(family, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)?;
     net::sockopt::set_socket_reuseport(&socket, true)?;
     net::sockopt::set_socket_reuseaddr(&socket, true)?;
     net::bind(&socket, &address)?;
@@ -149,7 +181,14 @@ struct Common {
 }
 
 impl Common {
-    fn config(&self, role: &str, name: &str, address: SocketAddr, data: &Path, place: (u32, u32)) -> String {
+    fn config(
+        &self,
+        role: &str,
+        name: &str,
+        address: SocketAddr,
+        data: &Path,
+        place: (u32, u32),
+    ) -> String {
         let (trackers, ids, catalog) = (&self.trackers, &self.id_servers, &self.catalog);
         let mut text = format!(
             "# Written by `reel up` for {name}.\ncluster = \"reel\"\ntrackers = {trackers:?}\nid_servers = {ids:?}\ncatalog = {catalog:?}\n\n[{role}]\nlisten = \"{address}\"\n"
@@ -157,7 +196,11 @@ impl Common {
         if role == "storage" {
             let (group, replica) = place;
             let ack = if self.ack == "all" { "\"all\"".to_owned() } else { self.ack.clone() };
-            let _ = write!(text, "id = {}\nname = \"{name}\"\ngroup = {group}\ndata = {data:?}\nack = {ack}\n", group * 100 + replica);
+            let _ = write!(
+                text,
+                "id = {}\nname = \"{name}\"\ngroup = {group}\ndata = {data:?}\nack = {ack}\n",
+                group * 100 + replica
+            );
         }
         if role == "id" {
             let _ = writeln!(text, "mark = {:?}", data.join("mark"));

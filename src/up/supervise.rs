@@ -77,7 +77,9 @@ impl Supervisor {
             .collect();
         let mut supervisor = Self { kept, json: plan.data.join("up.json") };
         for kept in &mut supervisor.kept {
-            kept.start().map_err(|error| Failure::failed(format!("{}: cannot be started: {error}", kept.process.name)))?;
+            kept.start().map_err(|error| {
+                Failure::failed(format!("{}: cannot be started: {error}", kept.process.name))
+            })?;
         }
         supervisor.write_json();
         Ok(supervisor)
@@ -113,7 +115,8 @@ impl Supervisor {
     pub async fn stop(mut self) {
         let begun = Instant::now();
         for (role, limit) in STOP_ORDER {
-            let mut group: Vec<&mut Kept> = self.kept.iter_mut().filter(|kept| kept.process.role == role).collect();
+            let mut group: Vec<&mut Kept> =
+                self.kept.iter_mut().filter(|kept| kept.process.role == role).collect();
             for kept in &mut group {
                 kept.signal(Signal::TERM);
             }

@@ -37,7 +37,8 @@ impl Load {
             count += 1;
             let server = &self.servers[(writer + count) as usize % self.servers.len()];
             let seed = self.seeds.fetch_add(1, Ordering::Relaxed) + 1;
-            let length = if count.is_multiple_of(25) { 2_500_000 } else { (seed % 40_000) as usize };
+            let length =
+                if count.is_multiple_of(25) { 2_500_000 } else { (seed % 40_000) as usize };
             let path = format!("/user-{}/dir-{writer}/{count}", seed % 8);
             if let Ok(answer) = put(server, &path, &bytes(seed, length))
                 && answer.status == 201
@@ -45,7 +46,13 @@ impl Load {
                 let json = answer.json();
                 let object = json["object"].as_str().unwrap().to_owned();
                 let group = json["group"].as_u64().unwrap();
-                self.files.lock().unwrap().push(Arc::new(Answered { path, seed, length, object, group }));
+                self.files.lock().unwrap().push(Arc::new(Answered {
+                    path,
+                    seed,
+                    length,
+                    object,
+                    group,
+                }));
             }
         }
     }
@@ -75,9 +82,16 @@ impl Load {
             self.reads.fetch_add(1, Ordering::Relaxed);
             let problem = match result {
                 Ok(answer) if answer.status != 200 => {
-                    format!("{} from {server}: {} {}", file.path, answer.status, String::from_utf8_lossy(&answer.body))
+                    format!(
+                        "{} from {server}: {} {}",
+                        file.path,
+                        answer.status,
+                        String::from_utf8_lossy(&answer.body)
+                    )
                 }
-                Ok(answer) if answer.body != bytes(file.seed, file.length) => format!("{}: wrong bytes", file.path),
+                Ok(answer) if answer.body != bytes(file.seed, file.length) => {
+                    format!("{}: wrong bytes", file.path)
+                }
                 Ok(_) => continue,
                 Err(error) => format!("{} from {server}: {error}", file.path),
             };
@@ -92,13 +106,26 @@ fn kill_and_wait(up: &Up, process: &Process) {
     let successor = eventually(&format!("{} runs again", process.name), || {
         up.processes().into_iter().find(|now| now.name == process.name && now.pid != process.pid)
     });
-    eventually(&format!("{} is healthy again", process.name), || is_healthy(&successor.address).then_some(()));
+    eventually(&format!("{} is healthy again", process.name), || {
+        is_healthy(&successor.address).then_some(())
+    });
 }
 
 /// Runs the load, kills everything in turn, and compares what both nodes of each group hold.
 fn killed_in_turn(catalog: Option<&str>) {
     let dir = tempfile::tempdir().unwrap();
-    let mut arguments = vec!["--trackers", "3", "--groups", "2", "--replicas", "2", "--http-servers", "2", "--shards", "1"];
+    let mut arguments = vec![
+        "--trackers",
+        "3",
+        "--groups",
+        "2",
+        "--replicas",
+        "2",
+        "--http-servers",
+        "2",
+        "--shards",
+        "1",
+    ];
     if let Some(url) = catalog {
         arguments.extend(["--catalog", url]);
     }
@@ -115,12 +142,17 @@ fn killed_in_turn(catalog: Option<&str>) {
     let threads: Vec<_> = (0..3)
         .flat_map(|index| {
             let (writing, reading) = (Arc::clone(&load), Arc::clone(&load));
-            [std::thread::spawn(move || writing.write(index)), std::thread::spawn(move || reading.read(index))]
+            [
+                std::thread::spawn(move || writing.write(index)),
+                std::thread::spawn(move || reading.read(index)),
+            ]
         })
         .collect();
     let some = |more: usize| {
         let from = load.files.lock().unwrap().len();
-        eventually("uploads go on", || (load.files.lock().unwrap().len() >= from + more).then_some(()));
+        eventually("uploads go on", || {
+            (load.files.lock().unwrap().len() >= from + more).then_some(())
+        });
     };
     some(30);
     for role in ["tracker", "id", "storage", "http"] {
@@ -138,7 +170,12 @@ fn killed_in_turn(catalog: Option<&str>) {
         thread.join().unwrap();
     }
     let failures = load.failures.lock().unwrap();
-    assert!(failures.is_empty(), "{} reads failed: {:#?}", failures.len(), &failures[..failures.len().min(5)]);
+    assert!(
+        failures.is_empty(),
+        "{} reads failed: {:#?}",
+        failures.len(),
+        &failures[..failures.len().min(5)]
+    );
     let files = load.files.lock().unwrap();
     on_both_nodes(&up, &files);
     println!(
@@ -153,7 +190,10 @@ fn on_both_nodes(up: &Up, files: &[Arc<Answered>]) {
     let started = Instant::now();
     for file in files {
         let expected = bytes(file.seed, file.length);
-        let own: Vec<&Process> = nodes.iter().filter(|node| node.name.starts_with(&format!("storage-{}-", file.group))).collect();
+        let own: Vec<&Process> = nodes
+            .iter()
+            .filter(|node| node.name.starts_with(&format!("storage-{}-", file.group)))
+            .collect();
         assert_eq!(own.len(), 2);
         for node in own {
             // By id: this path never asks the peer.
@@ -174,7 +214,10 @@ fn reads_never_fail_and_uploads_stay_while_every_process_is_killed_in_turn() {
 
 #[test]
 fn the_same_with_postgresql_as_the_catalog() {
-    let Some(postgres) = postgres::Postgres::start("the_same_with_postgresql_as_the_catalog") else { return };
+    let Some(postgres) = postgres::Postgres::start("the_same_with_postgresql_as_the_catalog")
+    else {
+        return;
+    };
     killed_in_turn(Some(&postgres.url()));
 }
 

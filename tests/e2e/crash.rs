@@ -49,8 +49,14 @@ impl Model {
                 200 => {
                     let mut may = expected.maybe.clone();
                     may.extend(expected.answered);
-                    let fits = may.iter().any(|(seed, length)| *length == answer.body.len() && bytes(*seed, *length) == answer.body);
-                    assert!(fits, "{name}: {} bytes that were never uploaded under that name", answer.body.len());
+                    let fits = may.iter().any(|(seed, length)| {
+                        *length == answer.body.len() && bytes(*seed, *length) == answer.body
+                    });
+                    assert!(
+                        fits,
+                        "{name}: {} bytes that were never uploaded under that name",
+                        answer.body.len()
+                    );
                 }
                 404 => assert!(expected.answered.is_none(), "{name}: an answered upload is lost"),
                 status => panic!("{name}: {status} {}", String::from_utf8_lossy(&answer.body)),
@@ -61,7 +67,10 @@ impl Model {
 
 #[test]
 fn nothing_answered_is_lost_when_a_node_is_killed_in_the_middle_of_uploads() {
-    let rounds: u64 = std::env::var("REEL_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(20);
+    let rounds: u64 = std::env::var("REEL_CRASH_ROUNDS")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok())
+        .unwrap_or(20);
     let base = Base::start();
     let config = base.storage_config(101, "node", "lease = 64");
     let model = Arc::new(Model::default());
@@ -72,15 +81,28 @@ fn nothing_answered_is_lost_when_a_node_is_killed_in_the_middle_of_uploads() {
         let stop = Arc::new(AtomicBool::new(false));
         let writers: Vec<_> = (0..6u64)
             .map(|writer| {
-                let (model, stop, address) = (Arc::clone(&model), Arc::clone(&stop), node.address.clone());
+                let (model, stop, address) =
+                    (Arc::clone(&model), Arc::clone(&stop), node.address.clone());
                 std::thread::spawn(move || {
                     let mut count = 0;
                     while !stop.load(Ordering::Relaxed) {
                         count += 1;
                         let done = match writer {
-                            0 => model.upload(&address, &format!("large-{round}-{count}"), 3_000_000 + count),
-                            1 => model.upload(&address, &format!("replaced-{}", count % 5), 10_000 + count),
-                            _ => model.upload(&address, &format!("small-{round}-{writer}-{count}"), 100 * count),
+                            0 => model.upload(
+                                &address,
+                                &format!("large-{round}-{count}"),
+                                3_000_000 + count,
+                            ),
+                            1 => model.upload(
+                                &address,
+                                &format!("replaced-{}", count % 5),
+                                10_000 + count,
+                            ),
+                            _ => model.upload(
+                                &address,
+                                &format!("small-{round}-{writer}-{count}"),
+                                100 * count,
+                            ),
                         };
                         if !done {
                             break;
@@ -105,7 +127,11 @@ fn nothing_answered_is_lost_when_a_node_is_killed_in_the_middle_of_uploads() {
         let chosen: Vec<String> = names
             .into_iter()
             .enumerate()
-            .filter(|(at, name)| name.contains(&this) || name.starts_with("replaced") || (*at as u64 + round).is_multiple_of(16))
+            .filter(|(at, name)| {
+                name.contains(&this)
+                    || name.starts_with("replaced")
+                    || (*at as u64 + round).is_multiple_of(16)
+            })
             .map(|(_, name)| name)
             .collect();
         model.check(&node.address, &chosen);
@@ -124,7 +150,9 @@ fn nothing_answered_is_lost_when_a_node_is_killed_in_the_middle_of_uploads() {
 /// From the start of the process to its first answer to a read.
 fn first_answer(node: &Role) -> Duration {
     crate::harness::eventually("the node answers a read", || {
-        get(&node.address, "/crash/replaced-1").ok().filter(|answer| answer.status == 200 || answer.status == 404)
+        get(&node.address, "/crash/replaced-1")
+            .ok()
+            .filter(|answer| answer.status == 200 || answer.status == 404)
     });
     Instant::now() - node.started
 }

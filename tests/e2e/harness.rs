@@ -23,7 +23,8 @@ pub fn reel() -> Command {
 /// Whether a program is there. A test that needs one that is absent says so and is skipped, or
 /// fails with REEL_TEST_REQUIRE=all.
 pub fn has(program: &str, test: &str) -> bool {
-    let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()));
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).exists()));
     if !found {
         let required = std::env::var("REEL_TEST_REQUIRE").is_ok_and(|value| value == "all");
         assert!(!required, "{test} needs {program}, which is not installed");
@@ -68,7 +69,8 @@ pub fn request(address: &str, head: &str, body: &[u8]) -> std::io::Result<Answer
     let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     stream.set_write_timeout(Some(Duration::from_secs(30)))?;
-    stream.write_all(format!("{head}\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    stream
+        .write_all(format!("{head}\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
     // A server may answer before it has read the body.
     let _ = stream.write_all(body);
     read_answer(&mut stream, head.starts_with("HEAD"))
@@ -84,7 +86,8 @@ pub fn read_answer(stream: &mut impl Read, head_only: bool) -> std::io::Result<A
         if reader.read_line(&mut line)? == 0 {
             return Err(short());
         }
-        let status: u16 = line.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(short)?;
+        let status: u16 =
+            line.get(9..12).and_then(|status| status.parse().ok()).ok_or_else(short)?;
         let mut fields = HashMap::new();
         loop {
             line.clear();
@@ -97,7 +100,8 @@ pub fn read_answer(stream: &mut impl Read, head_only: bool) -> std::io::Result<A
         if status == 100 {
             continue;
         }
-        let length: usize = fields.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        let length: usize =
+            fields.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         let mut body = vec![0; if head_only || status == 304 { 0 } else { length }];
         reader.read_exact(&mut body)?;
         return Ok(Answer { status, fields, body });
@@ -204,7 +208,13 @@ impl Up {
     /// A client command on this cluster.
     pub fn client(&self, arguments: &[&str]) -> std::process::Output {
         let (command, rest) = arguments.split_first().unwrap();
-        reel().arg(command).arg("--config").arg(self.dir.join("client.toml")).args(rest).output().unwrap()
+        reel()
+            .arg(command)
+            .arg("--config")
+            .arg(self.dir.join("client.toml"))
+            .args(rest)
+            .output()
+            .unwrap()
     }
 
     /// Asks it to stop, and waits: the time that took, and its exit code.
@@ -247,8 +257,14 @@ impl Role {
         let path = dir.join(format!("{role}-{}.toml", config.len()));
         std::fs::write(&path, config).unwrap();
         let started = Instant::now();
-        let mut child =
-            reel().arg(role).arg("--config").arg(&path).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = reel()
+            .arg(role)
+            .arg("--config")
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let errors = child.stderr.take().unwrap();
         let (sender, receiver) = mpsc::channel();
         // Goes on reading for the child's whole life, so that its log never blocks it.
@@ -312,7 +328,12 @@ impl Base {
         )
         .unwrap();
         let mark = dir.path().join("mark").display().to_string();
-        let id = Role::start("id", dir.path(), &format!("[id]\nlisten = \"127.0.0.1:0\"\nmark = \"{mark}\"\n")).unwrap();
+        let id = Role::start(
+            "id",
+            dir.path(),
+            &format!("[id]\nlisten = \"127.0.0.1:0\"\nmark = \"{mark}\"\n"),
+        )
+        .unwrap();
         Self { dir, tracker, id }
     }
 
@@ -330,7 +351,8 @@ impl Base {
 
     /// Starts a storage node and waits until it is healthy.
     pub fn storage(&self, id: u32, folder: &str, more: &str) -> Role {
-        let role = Role::start("storage", self.dir.path(), &self.storage_config(id, folder, more)).unwrap();
+        let role = Role::start("storage", self.dir.path(), &self.storage_config(id, folder, more))
+            .unwrap();
         wait_healthy(&role.address);
         role
     }

@@ -73,7 +73,13 @@ impl CatalogHandle {
     }
 
     /// [`Catalog::list`].
-    pub async fn list(&self, user: String, prefix: String, after: String, limit: u32) -> Result<Vec<Row>> {
+    pub async fn list(
+        &self,
+        user: String,
+        prefix: String,
+        after: String,
+        limit: u32,
+    ) -> Result<Vec<Row>> {
         let (answer, answered) = oneshot::channel();
         send(&self.reads, Read::List { user, prefix, after, limit, answer })?;
         receive(answered).await
@@ -90,7 +96,9 @@ impl CatalogHandle {
 fn send<T>(queue: &mpsc::Sender<T>, request: T) -> Result<()> {
     queue.try_send(request).map_err(|error| match error {
         mpsc::error::TrySendError::Full(_) => CatalogError::Away("its queue is full".to_owned()),
-        mpsc::error::TrySendError::Closed(_) => CatalogError::Away("the node is stopping".to_owned()),
+        mpsc::error::TrySendError::Closed(_) => {
+            CatalogError::Away("the node is stopping".to_owned())
+        }
     })
 }
 
@@ -141,7 +149,8 @@ async fn probe(url: &str, open: &RwLock<Option<Catalog>>, available: &AtomicBool
                 }
             }
         }
-        metrics::gauge!("reel_catalog_available").set(f64::from(u8::from(available.load(Ordering::Relaxed))));
+        metrics::gauge!("reel_catalog_available")
+            .set(f64::from(u8::from(available.load(Ordering::Relaxed))));
         tokio::time::sleep(PROBE).await;
     }
 }
@@ -223,7 +232,9 @@ async fn read(catalog: &Catalog, request: Read) -> bool {
         reached
     }
     match request {
-        Read::Lookup { user, name, answer: to } => answer(to, timed(catalog.lookup(&user, &name)).await),
+        Read::Lookup { user, name, answer: to } => {
+            answer(to, timed(catalog.lookup(&user, &name)).await)
+        }
         Read::List { user, prefix, after, limit, answer: to } => {
             answer(to, timed(catalog.list(&user, &prefix, &after, limit)).await)
         }

@@ -214,7 +214,13 @@ impl Catalog {
     }
 
     /// Files of a user in order of name, after `after`, that start with `prefix`.
-    pub async fn list(&self, user: &str, prefix: &str, after: &str, limit: u32) -> Result<Vec<Row>> {
+    pub async fn list(
+        &self,
+        user: &str,
+        prefix: &str,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Row>> {
         match self {
             Self::Sqlite(sqlite) => sqlite.list(user, prefix, after, limit).await,
             Self::Postgres(postgres) => postgres.list(user, prefix, after, limit).await,

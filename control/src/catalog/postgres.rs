@@ -7,7 +7,9 @@ use sqlx::Row as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 
 use super::resolve::{Presence, Present, resolve};
-use super::{CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end};
+use super::{
+    CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
+};
 
 /// Connections of one process.
 const CONNECTIONS: u32 = 8;
@@ -55,7 +57,7 @@ impl Postgres {
         let mut keys: Vec<_> = writes.iter().map(Write::key).collect();
         keys.sort_unstable();
         keys.dedup();
-        let (users, names): (Vec<&str>, Vec<&str>) = keys.into_iter().unzip();
+        let (users, names): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
         let found = sqlx::query(
             r#"SELECT f."user", f.name, f.object, f.hlc, f.node FROM files f
                JOIN unnest($1::text[], $2::text[]) AS k(u, n) ON f."user" = k.u AND f.name = k.n
@@ -68,12 +70,13 @@ impl Postgres {
         .map_err(away)?;
         let mut present = Presence::new();
         for row in &found {
-            let (key, value) = presence_of(row).map_err(away)?;
-            present.insert(key, value);
+            if let (Ok(at), value) = presence_of(row, &keys).map_err(away)? {
+                present.insert(keys[at], value);
+            }
         }
         let (outcomes, rows) = resolve(present, writes);
-        let column = |pick: fn(&Row) -> i64| rows.iter().map(pick).collect::<Vec<i64>>();
-        let text = |pick: fn(&Row) -> &str| rows.iter().map(pick).collect::<Vec<&str>>();
+        let column = |pick: fn(&Row) -> i64| rows.iter().map(|row| pick(row)).collect::<Vec<i64>>();
+        let text = |pick: fn(&Row) -> &str| rows.iter().map(|row| pick(row)).collect::<Vec<&str>>();
         let written = sqlx::query(
             r#"INSERT INTO files ("user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node)
                SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[],
@@ -115,7 +118,13 @@ impl Postgres {
             .map_err(away)
     }
 
-    pub(super) async fn list(&self, user: &str, prefix: &str, after: &str, limit: u32) -> Result<Vec<Row>> {
+    pub(super) async fn list(
+        &self,
+        user: &str,
+        prefix: &str,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Row>> {
         let rows = sqlx::query(
             r#"SELECT "user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files
                WHERE "user" = $1 AND name >= $2 AND name > $3 AND ($4::text IS NULL OR name < $4) AND object <> 0
@@ -161,10 +170,15 @@ impl Postgres {
     }
 }
 
-fn presence_of(row: &PgRow) -> Result<((String, String), Present), sqlx::Error> {
-    let stamp = Stamp { hlc: row.try_get::<i64, _>(3)? as u64, node: row.try_get::<i64, _>(4)? as u32 };
-    let object = row.try_get::<i64, _>(2)? as u64;
-    Ok(((row.try_get(0)?, row.try_get(1)?), Present { stamp, object }))
+/// Which of the sorted keys a row has, and what it says.
+fn presence_of(
+    row: &PgRow,
+    keys: &[(&str, &str)],
+) -> Result<(Result<usize, usize>, Present), sqlx::Error> {
+    let key = keys.binary_search(&(row.try_get(0)?, row.try_get(1)?));
+    let stamp =
+        Stamp { hlc: row.try_get::<i64, _>(3)? as u64, node: row.try_get::<i64, _>(4)? as u32 };
+    Ok((key, Present { stamp, object: row.try_get::<i64, _>(2)? as u64 }))
 }
 
 fn row_of(row: &PgRow) -> Result<Row, sqlx::Error> {
@@ -178,6 +192,9 @@ fn row_of(row: &PgRow) -> Result<Row, sqlx::Error> {
         content_type: row.try_get(6)?,
         crc: row.try_get::<i64, _>(7)? as u32,
         modified_ms: row.try_get::<i64, _>(8)? as u64,
-        stamp: Stamp { hlc: row.try_get::<i64, _>(9)? as u64, node: row.try_get::<i64, _>(10)? as u32 },
+        stamp: Stamp {
+            hlc: row.try_get::<i64, _>(9)? as u64,
+            node: row.try_get::<i64, _>(10)? as u32,
+        },
     })
 }

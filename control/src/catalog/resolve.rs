@@ -1,6 +1,7 @@
 //! What a batch of writes does to the rows that are there. Pure: the same on every database.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{Outcome, Row, Stamp, Write};
 
@@ -11,20 +12,22 @@ pub(super) struct Present {
     pub(super) object: u64,
 }
 
-/// Rows by (user, name).
-pub(super) type Presence = BTreeMap<(String, String), Present>;
+/// What is there by (user, name), borrowed from the writes.
+pub(super) type Presence<'a> = HashMap<(&'a str, &'a str), Present>;
 
-/// Applies `writes` in order to what is there: an outcome each, and the rows to be written, sorted
-/// by key (the order in which databases lock them), one a key.
-pub(super) fn resolve(mut present: Presence, writes: &[Write]) -> (Vec<Outcome>, Vec<Row>) {
-    let mut changed: BTreeMap<(String, String), Row> = BTreeMap::new();
+/// Applies `writes` in order to what is there: an outcome each, and the rows to be written, one a
+/// key, sorted by key (the order in which databases lock them).
+pub(super) fn resolve<'a>(
+    mut present: Presence<'a>,
+    writes: &'a [Write],
+) -> (Vec<Outcome>, Vec<Cow<'a, Row>>) {
+    let mut changed: BTreeMap<(&str, &str), Cow<'a, Row>> = BTreeMap::new();
     let mut outcomes = Vec::with_capacity(writes.len());
     for write in writes {
-        let (user, name) = write.key();
-        let key = (user.to_owned(), name.to_owned());
+        let key = write.key();
         let (outcome, row) = decide(present.get(&key).copied(), write);
         if let Some(row) = row {
-            present.insert(key.clone(), Present { stamp: row.stamp, object: row.object });
+            present.insert(key, Present { stamp: row.stamp, object: row.object });
             changed.insert(key, row);
         }
         outcomes.push(outcome);
@@ -32,7 +35,7 @@ pub(super) fn resolve(mut present: Presence, writes: &[Write]) -> (Vec<Outcome>,
     (outcomes, changed.into_values().collect())
 }
 
-fn decide(there: Option<Present>, write: &Write) -> (Outcome, Option<Row>) {
+fn decide(there: Option<Present>, write: &Write) -> (Outcome, Option<Cow<'_, Row>>) {
     let alive = there.map(|present| present.object).filter(|object| *object != 0);
     let lost = |present: Present| Outcome::Lost { winner: present.stamp, object: alive };
     match write {
@@ -43,14 +46,14 @@ fn decide(there: Option<Present>, write: &Write) -> (Outcome, Option<Row>) {
             }
             _ if *only_new && alive.is_some() => (Outcome::Exists, None),
             Some(present) if present.stamp >= row.stamp => (lost(present), None),
-            _ => (Outcome::Done { previous: alive, stamp: row.stamp }, Some(row.clone())),
+            _ => (Outcome::Done { previous: alive, stamp: row.stamp }, Some(Cow::Borrowed(row))),
         },
         Write::Delete { user, name, stamp } => match (there, alive) {
             (Some(present), Some(object)) => {
                 let above = Stamp { hlc: present.stamp.hlc + 1, node: stamp.node };
                 let stamp = (*stamp).max(above);
                 let mark = Row::mark(user.clone(), name.clone(), stamp);
-                (Outcome::Done { previous: Some(object), stamp }, Some(mark))
+                (Outcome::Done { previous: Some(object), stamp }, Some(Cow::Owned(mark)))
             }
             _ => (Outcome::NotFound, None),
         },
@@ -61,7 +64,7 @@ fn decide(there: Option<Present>, write: &Write) -> (Outcome, Option<Row>) {
             Some(present) if present.stamp > *stamp => (lost(present), None),
             _ => {
                 let mark = Row::mark(user.clone(), name.clone(), *stamp);
-                (Outcome::Done { previous: alive, stamp: *stamp }, Some(mark))
+                (Outcome::Done { previous: alive, stamp: *stamp }, Some(Cow::Owned(mark)))
             }
         },
     }
@@ -95,17 +98,17 @@ mod tests {
             let writes: Vec<Write> = ops.iter()
                 .map(|(hlc, node, deletes)| if *deletes { mark(*hlc, *node) } else { put(*hlc, *node) })
                 .collect();
-            let end = |writes: &[Write]| {
+            fn end(writes: &[Write]) -> Presence<'_> {
                 let mut present = Presence::new();
                 for write in writes {
                     let (_, rows) = resolve(present.clone(), std::slice::from_ref(write));
                     for row in rows {
-                        let key = (row.user.clone(), row.name.clone());
+                        let key = write.key();
                         present.insert(key, Present { stamp: row.stamp, object: row.object });
                     }
                 }
                 present
-            };
+            }
             let mut shuffled: Vec<Write> = writes.iter().chain(&writes).cloned().collect();
             let mut state = seed | 1;
             for at in (1..shuffled.len()).rev() {
@@ -124,21 +127,31 @@ mod tests {
 
     #[test]
     fn a_clients_delete_beats_a_row_from_a_faster_clock() {
-        let (_, rows) = resolve(Presence::new(), &[put(900, 2)]);
+        let first = [put(900, 2)];
+        let (_, rows) = resolve(Presence::new(), &first);
         let there = Presence::from([(
-            ("u".to_owned(), "f".to_owned()),
+            ("u", "f"),
             Present { stamp: rows[0].stamp, object: rows[0].object },
         )]);
-        let delete = Write::Delete { user: "u".into(), name: "f".into(), stamp: Stamp { hlc: 5, node: 1 } };
-        let (outcomes, rows) = resolve(there, &[delete]);
-        assert_eq!(outcomes, [Outcome::Done { previous: Some(900 << 8 | 2), stamp: Stamp { hlc: 901, node: 1 } }]);
+        let delete =
+            Write::Delete { user: "u".into(), name: "f".into(), stamp: Stamp { hlc: 5, node: 1 } };
+        let deletes = [delete];
+        let (outcomes, rows) = resolve(there, &deletes);
+        assert_eq!(
+            outcomes,
+            [Outcome::Done { previous: Some(900 << 8 | 2), stamp: Stamp { hlc: 901, node: 1 } }]
+        );
         assert!(rows[0].is_mark());
     }
 
     #[test]
     fn one_batch_may_write_a_name_twice() {
-        let (outcomes, rows) = resolve(Presence::new(), &[put(1, 1), put(2, 1)]);
-        assert_eq!(outcomes[1], Outcome::Done { previous: Some(1 << 8 | 1), stamp: Stamp { hlc: 2, node: 1 } });
+        let twice = [put(1, 1), put(2, 1)];
+        let (outcomes, rows) = resolve(Presence::new(), &twice);
+        assert_eq!(
+            outcomes[1],
+            Outcome::Done { previous: Some(1 << 8 | 1), stamp: Stamp { hlc: 2, node: 1 } }
+        );
         assert_eq!(rows.len(), 1);
     }
 }

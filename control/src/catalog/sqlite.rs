@@ -2,21 +2,29 @@
 //! disk; segments that hold the records stay marked until [`super::barrier`] has synced the log).
 //! Several processes of one machine may share it.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
+};
 use sqlx::{AssertSqlSafe, Row as _, Sqlite as Database, Transaction};
 
 use super::resolve::{Presence, Present, resolve};
-use super::{CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end};
+use super::{
+    CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
+};
 
 /// Connections for look-ups; writes have one of their own.
 const READERS: u32 = 4;
 /// How long a process waits for another one's transaction.
 const BUSY: Duration = Duration::from_secs(4);
-/// Rows of one statement; a batch is cut into such pieces, so that few statements are prepared.
-const PIECES: [usize; 3] = [64, 8, 1];
+/// Rows of one statement. A batch is cut into pieces of at most the last size, and the last piece
+/// is filled up to the next size by saying its last row again (which changes nothing): so there
+/// are few statements to prepare, and few to run.
+const PIECES: [usize; 12] = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128];
 /// Pages of the log after which it is folded into the database (4 KiB each).
 const CHECKPOINT_PAGES: &str = "8192";
 /// Tries of the migration: several processes may start at once.
@@ -33,7 +41,8 @@ impl Sqlite {
     pub(super) async fn open(url: &str) -> Result<Self> {
         let file = file_of(url);
         if let Some(parent) = std::path::Path::new(file).parent() {
-            std::fs::create_dir_all(parent).map_err(|error| CatalogError::Away(error.to_string()))?;
+            std::fs::create_dir_all(parent)
+                .map_err(|error| CatalogError::Away(error.to_string()))?;
         }
         let options = SqliteConnectOptions::from_str(&format!("sqlite:{file}"))
             .map_err(away)?
@@ -80,7 +89,7 @@ impl Sqlite {
         let present = present(&mut transaction, &keys).await?;
         let (outcomes, rows) = resolve(present, writes);
         for piece in pieces(&rows) {
-            upsert(&mut transaction, piece).await?;
+            upsert(&mut transaction, &piece).await?;
         }
         transaction.commit().await.map_err(|error| CatalogError::Unknown(error.to_string()))?;
         Ok(outcomes)
@@ -96,7 +105,13 @@ impl Sqlite {
             .map_err(away)
     }
 
-    pub(super) async fn list(&self, user: &str, prefix: &str, after: &str, limit: u32) -> Result<Vec<Row>> {
+    pub(super) async fn list(
+        &self,
+        user: &str,
+        prefix: &str,
+        after: &str,
+        limit: u32,
+    ) -> Result<Vec<Row>> {
         let end = prefix_end(prefix);
         let rows = sqlx::query("SELECT user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE user = ?1 AND name >= ?2 AND name > ?3 AND (?4 IS NULL OR name < ?4) AND object <> 0 ORDER BY name LIMIT ?5")
             .bind(user)
@@ -137,41 +152,53 @@ pub(super) fn file_of(url: &str) -> &str {
     path.split('?').next().unwrap_or(path)
 }
 
-/// Cuts a slice into pieces of the sizes in [`PIECES`].
-fn pieces<T>(mut items: &[T]) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let size = PIECES.into_iter().find(|size| *size <= items.len())?;
-        let (piece, rest) = items.split_at(size);
-        items = rest;
-        Some(piece)
+/// Cuts items into pieces of the sizes in [`PIECES`].
+fn pieces<T: Clone>(items: &[T]) -> impl Iterator<Item = Vec<T>> {
+    let largest = PIECES[PIECES.len() - 1];
+    items.chunks(largest).map(move |chunk| {
+        let size = PIECES.into_iter().find(|size| *size >= chunk.len()).unwrap_or(largest);
+        let mut piece = chunk.to_vec();
+        piece.resize(size, chunk[chunk.len() - 1].clone());
+        piece
     })
 }
 
-async fn present(transaction: &mut Transaction<'_, Database>, keys: &[(&str, &str)]) -> Result<Presence> {
+async fn present<'a>(
+    transaction: &mut Transaction<'_, Database>,
+    keys: &[(&'a str, &'a str)],
+) -> Result<Presence<'a>> {
     let mut present = Presence::new();
     for piece in pieces(keys) {
-        let mut sql = String::from("SELECT user, name, object, hlc, node FROM files WHERE (user, name) IN (VALUES ");
+        let mut sql = String::from(
+            "SELECT user, name, object, hlc, node FROM files WHERE (user, name) IN (VALUES ",
+        );
         sql.push_str(&vec!["(?,?)"; piece.len()].join(","));
         sql.push(')');
         let mut query = sqlx::query(AssertSqlSafe(sql));
-        for (user, name) in piece {
+        for (user, name) in &piece {
             query = query.bind(*user).bind(*name);
         }
         for row in query.fetch_all(&mut **transaction).await.map_err(away)? {
             let read = || -> Result<_, sqlx::Error> {
-                let stamp = Stamp { hlc: row.try_get::<i64, _>(3)? as u64, node: row.try_get::<i64, _>(4)? as u32 };
-                let object = row.try_get::<i64, _>(2)? as u64;
-                Ok(((row.try_get(0)?, row.try_get(1)?), Present { stamp, object }))
+                let key = keys.binary_search(&(row.try_get(0)?, row.try_get(1)?));
+                let stamp = Stamp {
+                    hlc: row.try_get::<i64, _>(3)? as u64,
+                    node: row.try_get::<i64, _>(4)? as u32,
+                };
+                Ok((key, Present { stamp, object: row.try_get::<i64, _>(2)? as u64 }))
             };
-            let (key, value) = read().map_err(away)?;
-            present.insert(key, value);
+            if let (Ok(at), value) = read().map_err(away)? {
+                present.insert(keys[at], value);
+            }
         }
     }
     Ok(present)
 }
 
-async fn upsert(transaction: &mut Transaction<'_, Database>, rows: &[Row]) -> Result<()> {
-    let mut sql = String::from("INSERT INTO files (user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node) VALUES ");
+async fn upsert(transaction: &mut Transaction<'_, Database>, rows: &[Cow<'_, Row>]) -> Result<()> {
+    let mut sql = String::from(
+        "INSERT INTO files (user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node) VALUES ",
+    );
     sql.push_str(&vec!["(?,?,?,?,?,?,?,?,?,?,?)"; rows.len()].join(","));
     sql.push_str(
         " ON CONFLICT (user, name) DO UPDATE SET object = excluded.object, grp = excluded.grp, \
@@ -208,6 +235,9 @@ fn row_of(row: &SqliteRow) -> Result<Row, sqlx::Error> {
         content_type: row.try_get(6)?,
         crc: row.try_get::<i64, _>(7)? as u32,
         modified_ms: row.try_get::<i64, _>(8)? as u64,
-        stamp: Stamp { hlc: row.try_get::<i64, _>(9)? as u64, node: row.try_get::<i64, _>(10)? as u32 },
+        stamp: Stamp {
+            hlc: row.try_get::<i64, _>(9)? as u64,
+            node: row.try_get::<i64, _>(10)? as u32,
+        },
     })
 }

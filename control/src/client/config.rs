@@ -40,12 +40,20 @@ impl ClientConfig {
             return Self::load(&PathBuf::from(path));
         }
         if let Ok(trackers) = std::env::var("REEL_TRACKERS") {
-            let trackers: Vec<String> =
-                trackers.split(',').map(|tracker| tracker.trim().to_owned()).filter(|tracker| !tracker.is_empty()).collect();
+            let trackers: Vec<String> = trackers
+                .split(',')
+                .map(|tracker| tracker.trim().to_owned())
+                .filter(|tracker| !tracker.is_empty())
+                .collect();
             if trackers.is_empty() {
-                return Err(ClientError::Usage("REEL_TRACKERS names no tracker: HOST:PORT,HOST:PORT".to_owned()));
+                return Err(ClientError::Usage(
+                    "REEL_TRACKERS names no tracker: HOST:PORT,HOST:PORT".to_owned(),
+                ));
             }
-            return Ok(Found { config: Self { trackers, http: Vec::new() }, origin: "REEL_TRACKERS".to_owned() });
+            return Ok(Found {
+                config: Self { trackers, http: Vec::new() },
+                origin: "REEL_TRACKERS".to_owned(),
+            });
         }
         if Path::new(DEFAULT).exists() {
             return Self::load(Path::new(DEFAULT));

@@ -93,14 +93,18 @@ fn reason(error: &reqwest::Error) -> String {
 }
 
 /// The response when it is a success; else the error that it, or its absence, means.
-pub async fn checked(result: reqwest::Result<reqwest::Response>, at: &str) -> Result<reqwest::Response, ClientError> {
+pub async fn checked(
+    result: reqwest::Result<reqwest::Response>,
+    at: &str,
+) -> Result<reqwest::Response, ClientError> {
     let response = result.map_err(|error| ClientError::answer(at, &error))?;
     let status = response.status();
     if status.is_success() {
         return Ok(response);
     }
     if status.as_u16() == 421
-        && let Some(group) = response.headers().get("reel-group").and_then(|group| group.to_str().ok())
+        && let Some(group) =
+            response.headers().get("reel-group").and_then(|group| group.to_str().ok())
     {
         return Err(ClientError::OtherGroup(group.to_owned()));
     }
@@ -109,5 +113,10 @@ pub async fn checked(result: reqwest::Result<reqwest::Response>, at: &str) -> Re
         error: "unknown".to_owned(),
         message: status.canonical_reason().unwrap_or("an error without a message").to_owned(),
     });
-    Err(ClientError::Refused { at: at.to_owned(), status: status.as_u16(), error: body.error, message: body.message })
+    Err(ClientError::Refused {
+        at: at.to_owned(),
+        status: status.as_u16(),
+        error: body.error,
+        message: body.message,
+    })
 }

@@ -2,8 +2,8 @@
 
 mod config;
 mod error;
-mod transfer;
 mod trackers;
+mod transfer;
 
 use std::time::Duration;
 
@@ -42,7 +42,11 @@ impl Client {
             .read_timeout(Duration::from_secs(60))
             .build()
             .unwrap_or_default();
-        Self { trackers: Trackers::new(config.trackers, TRACKER_TIMEOUT), http, gateway: config.http.into_iter().next() }
+        Self {
+            trackers: Trackers::new(config.trackers, TRACKER_TIMEOUT),
+            http,
+            gateway: config.http.into_iter().next(),
+        }
     }
 
     /// All nodes, as a tracker sees them.
@@ -61,7 +65,9 @@ impl Client {
             Purpose::Upload => "upload",
             Purpose::Download => "download",
         };
-        self.trackers.get(&format!("/-/v1/addresses?user={}&for={purpose}", names::encode_query(user))).await
+        self.trackers
+            .get(&format!("/-/v1/addresses?user={}&for={purpose}", names::encode_query(user)))
+            .await
     }
 
     async fn group_addresses(&self, group: &str) -> Result<Addresses, ClientError> {
@@ -98,8 +104,17 @@ impl Client {
         }
     }
 
-    async fn page(&self, user: &str, prefix: &str, after: Option<&str>, limit: u32) -> Result<Files, ClientError> {
-        let mut path = format!("/-/v1/users/{user}/files?limit={limit}&prefix={}", names::encode_query(prefix));
+    async fn page(
+        &self,
+        user: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Files, ClientError> {
+        let mut path = format!(
+            "/-/v1/users/{user}/files?limit={limit}&prefix={}",
+            names::encode_query(prefix)
+        );
         if let Some(after) = after {
             path.push_str("&after=");
             path.push_str(&names::encode_query(after));
@@ -124,7 +139,9 @@ impl Client {
                 })
                 .await;
             match result {
-                Err(ClientError::OtherGroup(group)) => addresses = self.group_addresses(&group).await?,
+                Err(ClientError::OtherGroup(group)) => {
+                    addresses = self.group_addresses(&group).await?
+                }
                 result => return result,
             }
         }
@@ -133,7 +150,11 @@ impl Client {
 
     /// Tries `call` at one node after the other, in rounds, until one succeeds or the error is
     /// final.
-    async fn at_any<'a, T, F>(&self, addresses: &'a Addresses, call: impl Fn(&'a Address) -> F) -> Result<T, ClientError>
+    async fn at_any<'a, T, F>(
+        &self,
+        addresses: &'a Addresses,
+        call: impl Fn(&'a Address) -> F,
+    ) -> Result<T, ClientError>
     where
         F: Future<Output = Result<T, ClientError>>,
     {
@@ -157,6 +178,9 @@ fn first(addresses: Addresses) -> Result<Address, ClientError> {
     addresses.nodes.into_iter().next().ok_or(ClientError::Nobody("storage node"))
 }
 
-async fn json<T: DeserializeOwned>(response: reqwest::Response, from: &str) -> Result<T, ClientError> {
+async fn json<T: DeserializeOwned>(
+    response: reqwest::Response,
+    from: &str,
+) -> Result<T, ClientError> {
     response.json().await.map_err(|error| ClientError::answer(from, &error))
 }

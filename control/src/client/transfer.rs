@@ -64,11 +64,19 @@ impl Client {
             };
             for node in &addresses.nodes {
                 let url = format!("http://{}{path}", node.address);
-                let (length, reader, again): (_, Box<dyn AsyncRead + Send + Unpin>, bool) = match &mut source {
-                    Source::File { path, bytes } => (Some(*bytes), Box::new(open(path, 0).await?), true),
-                    Source::Once(reader) => (None, std::mem::replace(reader, Box::new(tokio::io::empty())), false),
-                };
-                match self.put_once(&url, &node.address, length, content_type, reader, &progress).await {
+                let (length, reader, again): (_, Box<dyn AsyncRead + Send + Unpin>, bool) =
+                    match &mut source {
+                        Source::File { path, bytes } => {
+                            (Some(*bytes), Box::new(open(path, 0).await?), true)
+                        }
+                        Source::Once(reader) => {
+                            (None, std::mem::replace(reader, Box::new(tokio::io::empty())), false)
+                        }
+                    };
+                match self
+                    .put_once(&url, &node.address, length, content_type, reader, &progress)
+                    .await
+                {
                     Err(error) if error.is_passing() && again => last = error,
                     result => return result,
                 }
@@ -118,7 +126,8 @@ impl Client {
         progress: Progress,
     ) -> Result<u64, ClientError> {
         let path = names::encode_path(user, name);
-        let mut download = Download { at: start, end, etag: None, crc: crc32fast::Hasher::new(), expected: None };
+        let mut download =
+            Download { at: start, end, etag: None, crc: crc32fast::Hasher::new(), expected: None };
         let mut breaks = 0;
         let mut rounds = 0;
         let mut group: Option<String> = None;
@@ -138,7 +147,16 @@ impl Client {
             let mut last = ClientError::Nobody("storage node");
             for node in &nodes {
                 let before = download.at;
-                match self.get_once(&format!("http://{}{path}", node.address), &node.address, &mut download, sink, &progress).await {
+                match self
+                    .get_once(
+                        &format!("http://{}{path}", node.address),
+                        &node.address,
+                        &mut download,
+                        sink,
+                        &progress,
+                    )
+                    .await
+                {
                     Ok(()) => {
                         download.check(start, &format!("{user}/{name}"))?;
                         return Ok(download.at - start);
@@ -186,21 +204,28 @@ impl Client {
             request = request.header(header::IF_MATCH, etag);
         }
         let response = checked(request.send().await, at).await?;
-        let text = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let text = |name: &str| {
+            response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
         download.etag = download.etag.take().or(text("etag"));
         download.expected = text("reel-crc32").and_then(|crc| u32::from_str_radix(&crc, 16).ok());
         let mut left = response.content_length();
         let mut body = response.bytes_stream();
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(|error| ClientError::answer(at, &error))?;
-            sink.write_all(&piece).await.map_err(|source| ClientError::File { path: "output".to_owned(), source })?;
+            sink.write_all(&piece)
+                .await
+                .map_err(|source| ClientError::File { path: "output".to_owned(), source })?;
             download.crc.update(&piece);
             download.at += piece.len() as u64;
             left = left.map(|left| left.saturating_sub(piece.len() as u64));
             progress(piece.len() as u64);
         }
         if left.is_some_and(|left| left > 0) {
-            return Err(ClientError::Connection { at: at.to_owned(), reason: "broke off in the middle of the body".to_owned() });
+            return Err(ClientError::Connection {
+                at: at.to_owned(),
+                reason: "broke off in the middle of the body".to_owned(),
+            });
         }
         sink.flush().await.map_err(|source| ClientError::File { path: "output".to_owned(), source })
     }

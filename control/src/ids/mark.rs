@@ -23,7 +23,9 @@ pub enum MarkError {
         source: std::io::Error,
     },
     /// The file does not hold a mark.
-    #[error("mark {path}: {text:?} is not a mark (a decimal number and its CRC-32); restore it, or start above every segment number in use")]
+    #[error(
+        "mark {path}: {text:?} is not a mark (a decimal number and its CRC-32); restore it, or start above every segment number in use"
+    )]
     Damaged {
         /// The mark's file.
         path: PathBuf,
@@ -83,7 +85,8 @@ impl MarkFile {
     pub fn take(&self, count: u64) -> Result<u64, MarkError> {
         let mut next = self.next.lock();
         let first = *next;
-        let after = first.checked_add(count).filter(|after| *after <= MAX).ok_or(MarkError::UsedUp)?;
+        let after =
+            first.checked_add(count).filter(|after| *after <= MAX).ok_or(MarkError::UsedUp)?;
         let write = || -> std::io::Result<()> {
             let beside = self.path.with_extension("new");
             let mut file = File::create(&beside)?;

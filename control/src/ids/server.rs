@@ -19,10 +19,7 @@ struct Ids {
 /// The ID server's routes.
 pub fn router(cluster: String, mark: Mark) -> Router {
     let ids = Arc::new(Ids { cluster, mark });
-    Router::new()
-        .route("/-/v1/lease", post(lease))
-        .with_state(ids)
-        .merge(base_router())
+    Router::new().route("/-/v1/lease", post(lease)).with_state(ids).merge(base_router())
 }
 
 async fn lease(
@@ -41,7 +38,11 @@ async fn lease(
         }
         Err(error) => {
             tracing::error!(%error, "no lease given");
-            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "mark_unavailable", error.to_string()))
+            Err(Refusal::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "mark_unavailable",
+                error.to_string(),
+            ))
         }
     }
 }

@@ -81,7 +81,11 @@ impl Tracker {
         }
         let groups: Vec<(u32, u64)> = {
             let groups = self.registry.lock().groups(self.now());
-            groups.into_iter().filter(|group| group.active > 0).map(|group| (group.group, group.free)).collect()
+            groups
+                .into_iter()
+                .filter(|group| group.active > 0)
+                .map(|group| (group.group, group.free))
+                .collect()
         };
         let Some(proposed) = placement::group_for_new_user(&groups, self.draw()) else {
             let message = "no group has an active node with room for a new user";
@@ -91,19 +95,31 @@ impl Tracker {
     }
 }
 
-async fn join(State(tracker): State<Arc<Tracker>>, Json(beat): Json<Beat>) -> Result<Json<BeatAnswer>, Refusal> {
-    tracing::info!(node = beat.node.id, name = beat.node.name, address = beat.node.address, "node joins");
+async fn join(
+    State(tracker): State<Arc<Tracker>>,
+    Json(beat): Json<Beat>,
+) -> Result<Json<BeatAnswer>, Refusal> {
+    tracing::info!(
+        node = beat.node.id,
+        name = beat.node.name,
+        address = beat.node.address,
+        "node joins"
+    );
     hear(State(tracker), Json(beat)).await
 }
 
-async fn hear(State(tracker): State<Arc<Tracker>>, Json(beat): Json<Beat>) -> Result<Json<BeatAnswer>, Refusal> {
+async fn hear(
+    State(tracker): State<Arc<Tracker>>,
+    Json(beat): Json<Beat>,
+) -> Result<Json<BeatAnswer>, Refusal> {
     if beat.cluster != tracker.cluster {
         return Err(Refusal::wrong_cluster(&tracker.cluster, &beat.cluster));
     }
     let now = tracker.now();
     let heard = tracker.registry.lock().hear(beat, now);
     metrics::counter!("reel_beats_total").increment(1);
-    heard.map_err(|error| Refusal::new(StatusCode::CONFLICT, "node_id_in_use", error.to_string()))?;
+    heard
+        .map_err(|error| Refusal::new(StatusCode::CONFLICT, "node_id_in_use", error.to_string()))?;
     Ok(Json(BeatAnswer { beat_ms: tracker.beat.as_millis() as u64 }))
 }
 
@@ -113,7 +129,10 @@ struct NodesQuery {
     detail: u8,
 }
 
-async fn nodes(State(tracker): State<Arc<Tracker>>, Query(query): Query<NodesQuery>) -> Json<Nodes> {
+async fn nodes(
+    State(tracker): State<Arc<Tracker>>,
+    Query(query): Query<NodesQuery>,
+) -> Json<Nodes> {
     let nodes = tracker.registry.lock().view(tracker.now(), query.detail > 0);
     Json(Nodes { cluster: tracker.cluster.clone(), nodes })
 }

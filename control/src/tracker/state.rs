@@ -17,7 +17,9 @@ const ROUND_OFFLINE_MS: u64 = 10_000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// Another living node has this id.
-    #[error("node id {id} is in use by {name} at {address} with another data folder: give this node another id, or stop that one")]
+    #[error(
+        "node id {id} is in use by {name} at {address} with another data folder: give this node another id, or stop that one"
+    )]
     IdInUse {
         /// The id.
         id: u32,
@@ -60,7 +62,10 @@ impl Registry {
                 });
             }
             // A beat that was overtaken by a later one of the same life.
-            if !other && heard.beat.node.started_ms == beat.node.started_ms && heard.beat.sent_ms > beat.sent_ms {
+            if !other
+                && heard.beat.node.started_ms == beat.node.started_ms
+                && heard.beat.sent_ms > beat.sent_ms
+            {
                 return Ok(());
             }
         }
@@ -113,7 +118,8 @@ impl Registry {
             view.nodes += 1;
             view.capacity = view.capacity.min(heard.beat.node.capacity);
             if active {
-                view.free = if view.active == 0 { heard.beat.free } else { view.free.min(heard.beat.free) };
+                view.free =
+                    if view.active == 0 { heard.beat.free } else { view.free.min(heard.beat.free) };
                 view.active += 1;
             }
         }
@@ -124,14 +130,22 @@ impl Registry {
     pub fn candidates(&self, group: u32, now: Duration) -> Vec<Candidate> {
         self.nodes
             .values()
-            .filter(|heard| heard.beat.node.group == group && self.state(heard, now) == NodeState::Active)
-            .map(|heard| Candidate { id: heard.beat.node.id, free: heard.beat.free, load: heard.beat.load })
+            .filter(|heard| {
+                heard.beat.node.group == group && self.state(heard, now) == NodeState::Active
+            })
+            .map(|heard| Candidate {
+                id: heard.beat.node.id,
+                free: heard.beat.free,
+                load: heard.beat.load,
+            })
             .collect()
     }
 
     /// A node's name and address.
     pub fn address(&self, id: u32) -> Option<(&str, &str)> {
-        self.nodes.get(&id).map(|heard| (heard.beat.node.name.as_str(), heard.beat.node.address.as_str()))
+        self.nodes
+            .get(&id)
+            .map(|heard| (heard.beat.node.name.as_str(), heard.beat.node.address.as_str()))
     }
 }
 

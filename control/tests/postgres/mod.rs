@@ -14,10 +14,15 @@ pub struct Postgres {
 
 /// The newest installed server's programs.
 fn programs() -> Option<PathBuf> {
-    let mut versions: Vec<PathBuf> =
-        std::fs::read_dir("/usr/lib/postgresql").ok()?.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect();
+    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
+        .collect();
     versions.sort();
-    versions.into_iter().rev().find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
+    versions
+        .into_iter()
+        .rev()
+        .find(|bin| bin.join("initdb").exists() && bin.join("postgres").exists())
 }
 
 impl Postgres {
@@ -34,7 +39,15 @@ impl Postgres {
         if is_root() {
             run(Command::new("chown").arg("-R").arg("postgres").arg(server.path()));
         }
-        run(server.command("initdb").args(["-D"]).arg(server.data()).args(["-U", "reel", "-A", "trust", "-E", "UTF8", "--locale=C"]));
+        run(server.command("initdb").args(["-D"]).arg(server.data()).args([
+            "-U",
+            "reel",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        ]));
         server.begin();
         run(server.command("createdb").arg("-h").arg(server.path()).args(["-U", "reel", "reel"]));
         Some(server)
@@ -42,13 +55,26 @@ impl Postgres {
 
     /// Starts the server process (again), and waits until it answers.
     pub fn begin(&self) {
-        let options = format!("-k {} -c listen_addresses= -c max_connections=100", self.path().display());
-        run(self.command("pg_ctl").arg("-D").arg(self.data()).args(["-w", "-s", "-l"]).arg(self.path().join("log")).args(["-o", &options, "start"]));
+        let options =
+            format!("-k {} -c listen_addresses= -c max_connections=100", self.path().display());
+        run(self
+            .command("pg_ctl")
+            .arg("-D")
+            .arg(self.data())
+            .args(["-w", "-s", "-l"])
+            .arg(self.path().join("log"))
+            .args(["-o", &options, "start"]));
     }
 
     /// Stops the server process as a crash would.
     pub fn crash(&self) {
-        run(self.command("pg_ctl").arg("-D").arg(self.data()).args(["-w", "-s", "-m", "immediate", "stop"]));
+        run(self.command("pg_ctl").arg("-D").arg(self.data()).args([
+            "-w",
+            "-s",
+            "-m",
+            "immediate",
+            "stop",
+        ]));
     }
 
     /// Where it is reached.
@@ -81,12 +107,19 @@ impl Postgres {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        let _ = self.command("pg_ctl").arg("-D").arg(self.data()).args(["-s", "-m", "immediate", "stop"]).status();
+        let _ = self
+            .command("pg_ctl")
+            .arg("-D")
+            .arg(self.data())
+            .args(["-s", "-m", "immediate", "stop"])
+            .status();
     }
 }
 
 fn is_root() -> bool {
-    std::fs::metadata("/proc/self").map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0).unwrap_or(false)
+    std::fs::metadata("/proc/self")
+        .map(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0)
+        .unwrap_or(false)
 }
 
 fn run(command: &mut Command) {

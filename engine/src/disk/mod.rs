@@ -11,6 +11,6 @@ mod sys;
 pub use file::ShardFile;
 pub use pool::{DiskPool, Job};
 pub use sys::{
-    create_dirs, create_new, free_bytes, open_read, open_write, read_exact_at, read_resident,
-    remove_if_there, replace_file, sync_dir, sync_file, write_all_at,
+    create_dirs, create_new, fill_with_zeros, free_bytes, open_read, open_write, read_exact_at,
+    read_resident, remove_if_there, replace_file, sync_dir, sync_file, write_all_at,
 };

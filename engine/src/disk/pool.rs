@@ -80,9 +80,9 @@ impl<T> Future for Job<T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
-            Self::Queued(result) => Pin::new(result)
-                .poll(context)
-                .map(|result| result.unwrap_or(Err(Error::Stopping))),
+            Self::Queued(result) => {
+                Pin::new(result).poll(context).map(|result| result.unwrap_or(Err(Error::Stopping)))
+            }
             Self::Refused(error) => Poll::Ready(Err(error.take().unwrap_or(Error::Stopping))),
         }
     }

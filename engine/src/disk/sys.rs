@@ -86,6 +86,26 @@ pub fn read_resident(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<
     }
 }
 
+/// Writes zeros from `from` to `to`, synced step by step with pauses, so that no sync of another
+/// file has to wait for long. The pages stay in the page cache: what is written over them later needs no
+/// read.
+pub fn fill_with_zeros(file: &File, path: &Path, from: u64, to: u64) -> Result<()> {
+    const STEP: u64 = 1 << 20;
+    /// Time left to others for each step, in times of what the step took.
+    const PACE: u32 = 3;
+    let zeros = vec![0; STEP as usize];
+    let mut at = from;
+    while at < to {
+        let started = std::time::Instant::now();
+        let now = (to - at).min(STEP);
+        write_all_at(file, path, &zeros[..now as usize], at)?;
+        sync_file(file, path)?;
+        at += now;
+        std::thread::sleep(started.elapsed() * PACE);
+    }
+    Ok(())
+}
+
 /// Replaces `path` by a file with these bytes in one step: written beside it, synced, renamed, and
 /// the folder synced. After an error the old file is still whole.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -112,6 +132,7 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
 
 /// Free and total bytes of the file system that holds `path`.
 pub fn free_bytes(path: &Path) -> Result<(u64, u64)> {
-    let stat = rustix::fs::statvfs(path).map_err(|error| Error::io("statvfs", path, error.into()))?;
+    let stat =
+        rustix::fs::statvfs(path).map_err(|error| Error::io("statvfs", path, error.into()))?;
     Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
 }

@@ -180,8 +180,7 @@ impl RecordHead {
             payload_len: u64_at(head, 24)?,
             payload_crc: u32_at(head, 44)?,
             version: Version { hlc: u64_at(head, 32)?, node: u32_at(head, 40)? },
-            target: (kind != RecordKind::Object)
-                .then_some(ObjectId::from_u64(u64_at(head, 48)?)),
+            target: (kind != RecordKind::Object).then_some(ObjectId::from_u64(u64_at(head, 48)?)),
             modified_ms: u64_at(head, 56)?,
             user,
             name,

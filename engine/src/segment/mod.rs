@@ -69,7 +69,14 @@ pub struct Located {
 }
 
 impl Segment {
-    pub(crate) fn new(header: SegmentHeader, path: PathBuf, file: File, content: Content, durable: u64, sealed: bool) -> Self {
+    pub(crate) fn new(
+        header: SegmentHeader,
+        path: PathBuf,
+        file: File,
+        content: Content,
+        durable: u64,
+        sealed: bool,
+    ) -> Self {
         Self {
             header,
             path,

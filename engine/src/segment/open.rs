@@ -47,7 +47,11 @@ pub(crate) fn open(root: &Path, number: SegmentNumber) -> Result<Segment> {
 }
 
 /// Reads and checks a segment's header page.
-pub(crate) fn read_header(file: &File, path: &Path, number: SegmentNumber) -> Result<SegmentHeader> {
+pub(crate) fn read_header(
+    file: &File,
+    path: &Path,
+    number: SegmentNumber,
+) -> Result<SegmentHeader> {
     let mut page = vec![0; HEADER_BYTES as usize];
     disk::read_exact_at(file, path, &mut page, 0)?;
     let header = SegmentHeader::decode(&page).map_err(|error| match error {
@@ -99,7 +103,11 @@ pub(crate) struct Scan {
 
 /// Reads a packed segment from its first record to the first that fails a checksum (or to the end)
 /// and builds its table. Every payload is checked.
-pub(crate) fn scan_packed(file: &File, path: &Path, header: &SegmentHeader) -> Result<(SlotTable, Scan)> {
+pub(crate) fn scan_packed(
+    file: &File,
+    path: &Path,
+    header: &SegmentHeader,
+) -> Result<(SlotTable, Scan)> {
     let table = SlotTable::active();
     let size = file.metadata().map_err(|error| Error::io("stat", path, error))?.len();
     let mut scan = Scan { end: HEADER_BYTES, records: 0, torn: None, targets: Vec::new() };

@@ -30,9 +30,15 @@ pub(super) enum Whose {
 impl Whose {
     fn path(&self) -> String {
         match self {
-            Self::Uploads(user) => format!("/-/v1/addresses?user={}&for=upload", names::encode_query(user)),
-            Self::Downloads(user) => format!("/-/v1/addresses?user={}&for=download", names::encode_query(user)),
-            Self::Group(group) => format!("/-/v1/addresses?group={}&for=download", names::encode_query(group)),
+            Self::Uploads(user) => {
+                format!("/-/v1/addresses?user={}&for=upload", names::encode_query(user))
+            }
+            Self::Downloads(user) => {
+                format!("/-/v1/addresses?user={}&for=download", names::encode_query(user))
+            }
+            Self::Group(group) => {
+                format!("/-/v1/addresses?group={}&for=download", names::encode_query(group))
+            }
         }
     }
 }
@@ -56,7 +62,12 @@ impl AddressCache {
 
     /// Nodes to try, in order. An answer is used for the configured age; with each use the order
     /// turns, so that all nodes of the group get their share.
-    pub(super) async fn get(&self, whose: &Whose, trackers: &Trackers, side: &Handle) -> Result<Vec<SocketAddr>, Problem> {
+    pub(super) async fn get(
+        &self,
+        whose: &Whose,
+        trackers: &Trackers,
+        side: &Handle,
+    ) -> Result<Vec<SocketAddr>, Problem> {
         if let Some(kept) = self.kept.borrow_mut().get_mut(whose)
             && kept.at.elapsed() < self.age
         {
@@ -79,12 +90,16 @@ impl AddressCache {
             Ok(Err(error)) => return Err(Problem::new(503, "no_node", error.to_string())),
             Err(_) => return Err(Problem::new(503, "stopping", "the server is stopping")),
         };
-        let nodes: Vec<SocketAddr> = addresses.nodes.iter().filter_map(|node| node.address.parse().ok()).collect();
+        let nodes: Vec<SocketAddr> =
+            addresses.nodes.iter().filter_map(|node| node.address.parse().ok()).collect();
         let mut kept = self.kept.borrow_mut();
         if kept.len() >= ANSWERS {
             kept.clear();
         }
-        kept.insert(whose.clone(), Kept { at: Instant::now(), nodes: Rc::new(nodes.clone()), turn: 0 });
+        kept.insert(
+            whose.clone(),
+            Kept { at: Instant::now(), nodes: Rc::new(nodes.clone()), turn: 0 },
+        );
         Ok(nodes)
     }
 

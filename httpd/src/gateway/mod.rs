@@ -71,7 +71,11 @@ impl From<Broken> for ConnError {
 
 /// Passes a response's body on to a client as it comes, counting the bytes that were taken from
 /// the node and given to the client.
-pub(crate) async fn relay_body(conn: &mut Conn, response: &mut Response, passed: &mut u64) -> Result<(), Broken> {
+pub(crate) async fn relay_body(
+    conn: &mut Conn,
+    response: &mut Response,
+    passed: &mut u64,
+) -> Result<(), Broken> {
     let mut piece = Vec::with_capacity((response.remaining() as usize).min(RELAY_BYTES));
     while !response.conn.body.is_done() {
         piece.clear();
@@ -99,13 +103,19 @@ impl GatewayShard {
         if request.path.starts_with("/-/") || request.path == "*" {
             return self.admin(conn, request).await;
         }
-        let allow = if self.gateway.config.writes { "GET, HEAD, PUT, DELETE, OPTIONS" } else { "GET, HEAD, OPTIONS" };
+        let allow = if self.gateway.config.writes {
+            "GET, HEAD, PUT, DELETE, OPTIONS"
+        } else {
+            "GET, HEAD, OPTIONS"
+        };
         let writes = matches!(request.method, Method::Put | Method::Delete);
         if request.method == Method::Other || writes && !self.gateway.config.writes {
             let mut head = self.head(405, request);
             head.field("Allow", allow);
             let body = error_body("method_not_allowed", &format!("allowed here: {allow}"));
-            return self.answer(conn, request, head, 405, "application/json", body.as_bytes()).await;
+            return self
+                .answer(conn, request, head, 405, "application/json", body.as_bytes())
+                .await;
         }
         if request.method == Method::Options {
             return self.preflight(conn, request).await;
@@ -132,7 +142,11 @@ impl GatewayShard {
             (Method::Options, _) => self.preflight(conn, request).await,
             (Method::Get | Method::Head, "/-/health") => {
                 let well = self.gateway.reachable.load(Ordering::Relaxed);
-                let (status, word) = if well { (200, "ok") } else { (503, "no tracker answers with an active node") };
+                let (status, word) = if well {
+                    (200, "ok")
+                } else {
+                    (503, "no tracker answers with an active node")
+                };
                 let body = serde_json::json!({ "status": word }).to_string() + "\n";
                 let head = self.head(status, request);
                 self.answer(conn, request, head, status, "application/json", body.as_bytes()).await
@@ -140,17 +154,30 @@ impl GatewayShard {
             (Method::Get | Method::Head, "/-/metrics") => {
                 let text = reel_control::metrics::render();
                 let head = self.head(200, request);
-                self.answer(conn, request, head, 200, "text/plain; version=0.0.4", text.as_bytes()).await
+                self.answer(conn, request, head, 200, "text/plain; version=0.0.4", text.as_bytes())
+                    .await
             }
             (Method::Get | Method::Head, path) => {
-                let user = path.strip_prefix("/-/v1/users/").and_then(|rest| rest.strip_suffix("/files"));
+                let user =
+                    path.strip_prefix("/-/v1/users/").and_then(|rest| rest.strip_suffix("/files"));
                 match user.map(|user| (user, names::check_user(user))) {
                     Some((user, Ok(()))) => {
-                        let path = if request.query.is_empty() { path.to_owned() } else { format!("{path}?{}", request.query) };
+                        let path = if request.query.is_empty() {
+                            path.to_owned()
+                        } else {
+                            format!("{path}?{}", request.query)
+                        };
                         self.read(conn, request, user, &path).await
                     }
                     Some((_, Err(error))) => self.refuse(conn, request, error.into()).await,
-                    None => self.refuse(conn, request, Problem::new(404, "not_found", "no such path here")).await,
+                    None => {
+                        self.refuse(
+                            conn,
+                            request,
+                            Problem::new(404, "not_found", "no such path here"),
+                        )
+                        .await
+                    }
                 }
             }
             _ => {
@@ -165,13 +192,23 @@ impl GatewayShard {
     fn head(&self, status: u16, request: &Request) -> Head {
         let mut head = Head::new(status, &self.date.get());
         let origin = &self.gateway.config.cors.allow_origin;
-        if matches!(request.method, Method::Get | Method::Head | Method::Options) && !origin.is_empty() {
+        if matches!(request.method, Method::Get | Method::Head | Method::Options)
+            && !origin.is_empty()
+        {
             cross_origin(&mut head, origin);
         }
         head
     }
 
-    async fn answer(&self, conn: &mut Conn, request: &Request, mut head: Head, status: u16, content_type: &str, body: &[u8]) -> Result<Answered, ConnError> {
+    async fn answer(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        mut head: Head,
+        status: u16,
+        content_type: &str,
+        body: &[u8],
+    ) -> Result<Answered, ConnError> {
         head.field("Content-Type", content_type)
             .field("Content-Length", body.len())
             .connection(request.keep_alive, request.http11);
@@ -182,16 +219,28 @@ impl GatewayShard {
         Ok(Answered { status, close: false })
     }
 
-    async fn refuse(&self, conn: &mut Conn, request: &Request, problem: Problem) -> Result<Answered, ConnError> {
+    async fn refuse(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        problem: Problem,
+    ) -> Result<Answered, ConnError> {
         if problem.status >= 500 {
-            tracing::warn!(status = problem.status, path = request.path, message = problem.message, "request failed");
+            tracing::warn!(
+                status = problem.status,
+                path = request.path,
+                message = problem.message,
+                "request failed"
+            );
         }
         let mut head = self.head(problem.status, request);
         if problem.status == 503 {
             head.field("Retry-After", 1);
         }
         let body = error_body(problem.error, &problem.message);
-        let answered = self.answer(conn, request, head, problem.status, "application/json", body.as_bytes()).await?;
+        let answered = self
+            .answer(conn, request, head, problem.status, "application/json", body.as_bytes())
+            .await?;
         Ok(Answered { close: problem.close, ..answered })
     }
 

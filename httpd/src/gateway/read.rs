@@ -44,7 +44,13 @@ enum Attempt {
 }
 
 impl GatewayShard {
-    pub(super) async fn read(&self, conn: &mut Conn, request: &Request, user: &str, path: &str) -> Result<Answered, ConnError> {
+    pub(super) async fn read(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        user: &str,
+        path: &str,
+    ) -> Result<Answered, ConnError> {
         let deadline = Instant::now() + TRY_FOR;
         let mut whose = Whose::Downloads(user.to_owned());
         let mut begun: Option<Begun> = None;
@@ -57,7 +63,11 @@ impl GatewayShard {
                             Attempt::Done(answered) => return Ok(answered),
                             Attempt::OtherGroup(group) => {
                                 whose = Whose::Group(group);
-                                problem = Problem::new(503, "no_node", "the file's group could not be found");
+                                problem = Problem::new(
+                                    503,
+                                    "no_node",
+                                    "the file's group could not be found",
+                                );
                                 break;
                             }
                             Attempt::Next(reason) => {
@@ -68,7 +78,9 @@ impl GatewayShard {
                         }
                     }
                 }
-                Err(reason) if reason.status == 404 && begun.is_none() => return self.refuse(conn, request, reason).await,
+                Err(reason) if reason.status == 404 && begun.is_none() => {
+                    return self.refuse(conn, request, reason).await;
+                }
                 Err(reason) => problem = reason,
             }
             if Instant::now() > deadline {
@@ -92,9 +104,16 @@ impl GatewayShard {
     ) -> Result<Attempt, ConnError> {
         let head = request_head(request, path, node, begun.as_ref());
         let head_only = request.method == Method::Head;
-        let mut response = match self.upstreams.request(node, head.as_bytes(), &[], head_only).await {
+        let mut response = match self.upstreams.request(node, head.as_bytes(), &[], head_only).await
+        {
             Ok(response) => response,
-            Err(error) => return Ok(Attempt::Next(Problem::new(503, "no_node", format!("node {node}: {error}")))),
+            Err(error) => {
+                return Ok(Attempt::Next(Problem::new(
+                    503,
+                    "no_node",
+                    format!("node {node}: {error}"),
+                )));
+            }
         };
         if response.status == 421 {
             let group = response.field("reel-group").unwrap_or("").to_owned();
@@ -103,7 +122,8 @@ impl GatewayShard {
         }
         if response.status >= 500 {
             let text = response.read_all(64 * 1024).await.unwrap_or_default();
-            let message = error_message(&text).unwrap_or_else(|| format!("node {node} answers {}", response.status));
+            let message = error_message(&text)
+                .unwrap_or_else(|| format!("node {node} answers {}", response.status));
             let status = response.status;
             self.upstreams.give_back(response);
             return Ok(Attempt::Next(Problem::new(status, "node", message)));
@@ -141,7 +161,12 @@ impl GatewayShard {
         }
     }
 
-    async fn pass_head(&self, conn: &mut Conn, request: &Request, response: &Response) -> Result<(), ConnError> {
+    async fn pass_head(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        response: &Response,
+    ) -> Result<(), ConnError> {
         let mut head = self.head(response.status, request);
         for name in PASSED {
             if let Some(value) = response.field(name) {
@@ -153,19 +178,28 @@ impl GatewayShard {
     }
 
     /// 307 to a node.
-    pub(super) async fn redirect(&self, conn: &mut Conn, request: &Request, user: &str) -> Result<Answered, ConnError> {
+    pub(super) async fn redirect(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        user: &str,
+    ) -> Result<Answered, ConnError> {
         let whose = match request.method {
             Method::Put => Whose::Uploads(user.to_owned()),
             _ => Whose::Downloads(user.to_owned()),
         };
-        let node = match self.addresses.get(&whose, &self.gateway.trackers, &self.gateway.side).await {
-            Ok(nodes) => nodes.into_iter().next(),
-            Err(problem) => return self.refuse(conn, request, problem).await,
-        };
+        let node =
+            match self.addresses.get(&whose, &self.gateway.trackers, &self.gateway.side).await {
+                Ok(nodes) => nodes.into_iter().next(),
+                Err(problem) => return self.refuse(conn, request, problem).await,
+            };
         let Some(node) = node else {
-            return self.refuse(conn, request, Problem::new(503, "no_node", "no node answers")).await;
+            return self
+                .refuse(conn, request, Problem::new(503, "no_node", "no node answers"))
+                .await;
         };
-        let query = if request.query.is_empty() { String::new() } else { format!("?{}", request.query) };
+        let query =
+            if request.query.is_empty() { String::new() } else { format!("?{}", request.query) };
         let mut head = self.head(307, request);
         head.field("Location", format_args!("http://{node}{}{query}", request.path));
         let answered = self.answer(conn, request, head, 307, "text/plain", b"").await?;
@@ -214,8 +248,12 @@ impl Begun {
         let length = response.remaining();
         let status = response.status;
         match (status, response.field("content-range").and_then(content_range)) {
-            (206, Some((first, last))) => Some(Self { status, etag, next: first, end: last + 1, whole: false }),
-            (200, _) if !etag.is_empty() => Some(Self { status, etag, next: 0, end: length, whole: false }),
+            (206, Some((first, last))) => {
+                Some(Self { status, etag, next: first, end: last + 1, whole: false })
+            }
+            (200, _) if !etag.is_empty() => {
+                Some(Self { status, etag, next: 0, end: length, whole: false })
+            }
             _ => Some(Self { status, etag, next: 0, end: length, whole: true }),
         }
     }
@@ -225,7 +263,8 @@ impl Begun {
 fn continues(response: &Response, begun: &Begun) -> bool {
     response.status == 206
         && response.field("etag") == Some(begun.etag.as_str())
-        && response.field("content-range").and_then(content_range) == Some((begun.next, begun.end - 1))
+        && response.field("content-range").and_then(content_range)
+            == Some((begun.next, begun.end - 1))
 }
 
 /// First and last byte of `bytes F-L/N`.

@@ -19,10 +19,19 @@ const DURABLE: Duration = Duration::from_secs(60);
 const PASSED: [&str; 5] = ["Content-Type", "ETag", "Location", "Retry-After", "Allow"];
 
 impl GatewayShard {
-    pub(super) async fn put(&self, conn: &mut Conn, request: &Request, user: &str) -> Result<Answered, ConnError> {
+    pub(super) async fn put(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        user: &str,
+    ) -> Result<Answered, ConnError> {
         let held = match request.framing {
             Framing::None => {
-                let problem = Problem::new(411, "length_required", "an upload has Content-Length or is chunked");
+                let problem = Problem::new(
+                    411,
+                    "length_required",
+                    "an upload has Content-Length or is chunked",
+                );
                 return self.refuse(conn, request, problem).await;
             }
             Framing::Length(length) => length <= HELD_BYTES,
@@ -45,7 +54,8 @@ impl GatewayShard {
                 uncertain |= result.is_err();
                 // A conditional upload whose answer was lost may have taken effect: trying again
                 // would meet its own file.
-                let conditional = request.fields.if_none_match.is_some() || request.fields.if_match.is_some();
+                let conditional =
+                    request.fields.if_none_match.is_some() || request.fields.if_match.is_some();
                 (result, !(uncertain && conditional))
             })
             .await;
@@ -53,7 +63,12 @@ impl GatewayShard {
     }
 
     /// A body that is not held: it goes to the first node that wants it.
-    async fn put_streamed(&self, conn: &mut Conn, request: &Request, user: &str) -> Result<Answered, ConnError> {
+    async fn put_streamed(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        user: &str,
+    ) -> Result<Answered, ConnError> {
         let framing = match request.framing {
             Framing::Length(length) => format!("Content-Length: {length}\r\n"),
             _ => "Transfer-Encoding: chunked\r\n".to_owned(),
@@ -75,7 +90,9 @@ impl GatewayShard {
                                 return self.finish(conn, request, result).await;
                             }
                             Ok(Begun::Final(response)) if response.status == 421 => {
-                                whose = Whose::Group(response.field("reel-group").unwrap_or("").to_owned());
+                                whose = Whose::Group(
+                                    response.field("reel-group").unwrap_or("").to_owned(),
+                                );
                                 break;
                             }
                             Ok(Begun::Final(mut response)) if response.status >= 500 => {
@@ -87,7 +104,8 @@ impl GatewayShard {
                                 return Ok(Answered { close: true, ..answered });
                             }
                             Err(error) => {
-                                problem = Problem::new(503, "no_node", format!("node {node}: {error}"));
+                                problem =
+                                    Problem::new(503, "no_node", format!("node {node}: {error}"));
                                 self.addresses.forget(&whose);
                             }
                         }
@@ -103,11 +121,23 @@ impl GatewayShard {
     }
 
     /// Passes a body on as it comes. The outer error is the client's, the inner the node's.
-    async fn stream(&self, conn: &mut Conn, request: &Request, node: SocketAddr, mut upstream: Conn) -> Result<Result<Response, Problem>, ConnError> {
+    async fn stream(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        node: SocketAddr,
+        mut upstream: Conn,
+    ) -> Result<Result<Response, Problem>, ConnError> {
         let chunked = request.framing == Framing::Chunked;
         let broken = |error: ConnError| Problem {
             close: true,
-            ..Problem::new(503, "no_node", format!("node {node} broke off in the upload ({error}); nothing was stored; try again"))
+            ..Problem::new(
+                503,
+                "no_node",
+                format!(
+                    "node {node} broke off in the upload ({error}); nothing was stored; try again"
+                ),
+            )
         };
         let mut piece = Vec::with_capacity(RELAY_BYTES);
         while !conn.body.is_done() {
@@ -128,7 +158,10 @@ impl GatewayShard {
             };
             if let Err(error) = sent.await {
                 // It may have said why before it stopped reading.
-                let said = self.upstreams.read_response(upstream, node, false, Duration::from_millis(500)).await;
+                let said = self
+                    .upstreams
+                    .read_response(upstream, node, false, Duration::from_millis(500))
+                    .await;
                 return Ok(match said {
                     Ok(response) => Ok(response),
                     Err(_) => Err(broken(error)),
@@ -141,14 +174,20 @@ impl GatewayShard {
         Ok(self.upstreams.read_response(upstream, node, false, DURABLE).await.map_err(broken))
     }
 
-    pub(super) async fn delete(&self, conn: &mut Conn, request: &Request, user: &str) -> Result<Answered, ConnError> {
+    pub(super) async fn delete(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        user: &str,
+    ) -> Result<Answered, ConnError> {
         let mut uncertain = false;
         let result = self
             .at_any(Whose::Downloads(user.to_owned()), async |node| {
                 let head = request_head("DELETE", request, node, "");
                 let result = self.upstreams.request(node, head.as_bytes(), &[], false).await;
                 // A lost answer may have been a 204: the 404 of the next node means just that.
-                let gone = uncertain && result.as_ref().is_ok_and(|response| response.status == 404);
+                let gone =
+                    uncertain && result.as_ref().is_ok_and(|response| response.status == 404);
                 uncertain |= result.is_err();
                 let result = match result {
                     Ok(mut response) if gone => {
@@ -179,14 +218,19 @@ impl GatewayShard {
                         let (result, again) = call(node).await;
                         match result {
                             Ok(response) if response.status == 421 => {
-                                whose = Whose::Group(response.field("reel-group").unwrap_or("").to_owned());
+                                whose = Whose::Group(
+                                    response.field("reel-group").unwrap_or("").to_owned(),
+                                );
                                 break;
                             }
                             Ok(mut response) if response.status >= 500 => {
                                 problem = problem_of(node, &mut response).await;
                             }
                             Ok(response) => return Ok(response),
-                            Err(error) => problem = Problem::new(503, "no_node", format!("node {node}: {error}")),
+                            Err(error) => {
+                                problem =
+                                    Problem::new(503, "no_node", format!("node {node}: {error}"))
+                            }
                         }
                         if !again {
                             return Err(problem);
@@ -206,7 +250,12 @@ impl GatewayShard {
     }
 
     /// Passes a node's answer to a write on.
-    async fn finish(&self, conn: &mut Conn, request: &Request, result: Result<Response, Problem>) -> Result<Answered, ConnError> {
+    async fn finish(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        result: Result<Response, Problem>,
+    ) -> Result<Answered, ConnError> {
         let mut response = match result {
             Ok(response) => response,
             Err(problem) => return self.refuse(conn, request, problem).await,
@@ -234,7 +283,8 @@ impl GatewayShard {
 
 async fn problem_of(node: SocketAddr, response: &mut Response) -> Problem {
     let body = response.read_all(64 * 1024).await.unwrap_or_default();
-    let message = super::read::error_message(&body).unwrap_or_else(|| format!("node {node} answers {}", response.status));
+    let message = super::read::error_message(&body)
+        .unwrap_or_else(|| format!("node {node} answers {}", response.status));
     Problem::new(response.status, "node", message)
 }
 

@@ -193,7 +193,14 @@ mod tests {
 
     #[test]
     fn loose_framing_is_refused() {
-        for body in ["5\nhello\r\n0\r\n\r\n", "5\r\nhelloX\r\n0\r\n\r\n", "-1\r\n\r\n", "5 \r\nhello\r\n0\r\n\r\n", "\r\n", "ffffffffffffffff\r\n"] {
+        for body in [
+            "5\nhello\r\n0\r\n\r\n",
+            "5\r\nhelloX\r\n0\r\n\r\n",
+            "-1\r\n\r\n",
+            "5 \r\nhello\r\n0\r\n\r\n",
+            "\r\n",
+            "ffffffffffffffff\r\n",
+        ] {
             let mut decoder = Decoder::new(Framing::Chunked);
             let mut at = 0;
             let result = loop {

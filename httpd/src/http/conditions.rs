@@ -36,7 +36,11 @@ pub fn judge(fields: &Fields, etag: &str, modified: u64) -> Verdict {
     }
     let ranges = fields.if_range.as_deref().is_none_or(|field| {
         // A tag must match strongly; a date must match exactly (§13.1.5).
-        if field.contains('"') { field.trim() == etag } else { date::parse(field) == Some(modified) }
+        if field.contains('"') {
+            field.trim() == etag
+        } else {
+            date::parse(field) == Some(modified)
+        }
     });
     Verdict::Proceed { ranges }
 }
@@ -83,7 +87,10 @@ mod tests {
     fn each_condition_alone() {
         let go = Verdict::Proceed { ranges: true };
         assert_eq!(with(|_| {}), go);
-        assert_eq!(with(|f| f.if_none_match = Some("\"x\", W/\"a1\"".into())), Verdict::NotModified);
+        assert_eq!(
+            with(|f| f.if_none_match = Some("\"x\", W/\"a1\"".into())),
+            Verdict::NotModified
+        );
         assert_eq!(with(|f| f.if_none_match = Some("\"x\"".into())), go);
         assert_eq!(with(|f| f.if_none_match = Some("*".into())), Verdict::NotModified);
         assert_eq!(with(|f| f.if_match = Some("W/\"a1\"".into())), Verdict::Failed);
@@ -116,7 +123,10 @@ mod tests {
     #[test]
     fn if_range_must_match_strongly_or_exactly() {
         assert_eq!(with(|f| f.if_range = Some(ETAG.into())), Verdict::Proceed { ranges: true });
-        assert_eq!(with(|f| f.if_range = Some("W/\"a1\"".into())), Verdict::Proceed { ranges: false });
+        assert_eq!(
+            with(|f| f.if_range = Some("W/\"a1\"".into())),
+            Verdict::Proceed { ranges: false }
+        );
         assert_eq!(with(|f| f.if_range = http(AT)), Verdict::Proceed { ranges: true });
         assert_eq!(with(|f| f.if_range = http(AT + 1)), Verdict::Proceed { ranges: false });
     }

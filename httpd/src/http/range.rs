@@ -98,7 +98,9 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_ignored() {
-        for field in ["bytes=", "bytes=5-4", "items=0-1", "bytes=a-b", "bytes=1-2-3", "bytes=+1-2", "0-1"] {
+        for field in
+            ["bytes=", "bytes=5-4", "items=0-1", "bytes=a-b", "bytes=1-2-3", "bytes=+1-2", "0-1"]
+        {
             assert_eq!(parts(field, 100), Asked::Whole, "{field}");
         }
         assert_eq!(parse(None, 100, 16), Asked::Whole);

@@ -124,7 +124,11 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refused> {
         Ok(httparse::Status::Partial) => {
             let line = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
             if line > MAX_TARGET + 64 {
-                return Err(refused(414, "uri_too_long", "the request target is longer than 8 KiB"));
+                return Err(refused(
+                    414,
+                    "uri_too_long",
+                    "the request target is longer than 8 KiB",
+                ));
             }
             return Ok(None);
         }
@@ -153,7 +157,11 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refused> {
     }
     let framing = seen.framing(http11)?;
     if http11 && seen.hosts != 1 || seen.hosts > 1 {
-        return Err(refused(400, "bad_request", "an HTTP/1.1 request has exactly one Host (RFC 9112 §3.2)"));
+        return Err(refused(
+            400,
+            "bad_request",
+            "an HTTP/1.1 request has exactly one Host (RFC 9112 §3.2)",
+        ));
     }
     let (path, query) = split_target(target, method)?;
     Ok(Some((
@@ -233,7 +241,11 @@ impl Seen {
             }
             b"expect" => {
                 if !text(value)?.trim().eq_ignore_ascii_case("100-continue") {
-                    return Err(refused(417, "expectation_failed", "the only expectation met is 100-continue"));
+                    return Err(refused(
+                        417,
+                        "expectation_failed",
+                        "the only expectation met is 100-continue",
+                    ));
                 }
                 self.expects_continue = true;
                 return Ok(());
@@ -241,7 +253,11 @@ impl Seen {
             b"content-length" => return self.take_length(text(value)?),
             b"transfer-encoding" => {
                 if self.chunked || !text(value)?.trim().eq_ignore_ascii_case("chunked") {
-                    return Err(refused(501, "transfer_coding", "the only transfer coding known is chunked"));
+                    return Err(refused(
+                        501,
+                        "transfer_coding",
+                        "the only transfer coding known is chunked",
+                    ));
                 }
                 self.chunked = true;
                 return Ok(());
@@ -256,7 +272,11 @@ impl Seen {
     fn take_length(&mut self, value: &str) -> Result<(), Refused> {
         let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
         if !digits || self.length.is_some() {
-            return Err(refused(400, "bad_request", "Content-Length is not one number (RFC 9112 §6.3)"));
+            return Err(refused(
+                400,
+                "bad_request",
+                "Content-Length is not one number (RFC 9112 §6.3)",
+            ));
         }
         match value.parse() {
             Ok(length) => {
@@ -275,11 +295,15 @@ impl Seen {
                 "bad_request",
                 "Content-Length and Transfer-Encoding exclude one another (RFC 9112 §6.1)",
             )),
-            (_, true) if !http11 => {
-                Err(refused(400, "bad_request", "HTTP/1.0 has no Transfer-Encoding (RFC 9112 §6.1)"))
-            }
+            (_, true) if !http11 => Err(refused(
+                400,
+                "bad_request",
+                "HTTP/1.0 has no Transfer-Encoding (RFC 9112 §6.1)",
+            )),
             (None, true) => Ok(Framing::Chunked),
-            (Some(0) | None, false) => Ok(if self.length.is_some() { Framing::Length(0) } else { Framing::None }),
+            (Some(0) | None, false) => {
+                Ok(if self.length.is_some() { Framing::Length(0) } else { Framing::None })
+            }
             (Some(length), false) => Ok(Framing::Length(length)),
         }
     }
@@ -336,12 +360,18 @@ mod tests {
     #[test]
     fn what_smuggles_is_refused() {
         for (head, expected) in [
-            ("PUT /u/f HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+            (
+                "PUT /u/f HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+                400,
+            ),
             ("PUT /u/f HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n", 400),
             ("PUT /u/f HTTP/1.1\r\nHost: h\r\nContent-Length: +3\r\n\r\n", 400),
             ("PUT /u/f HTTP/1.1\r\nHost: h\r\nContent-Length: 3, 3\r\n\r\n", 400),
             ("PUT /u/f HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
-            ("PUT /u/f HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", 501),
+            (
+                "PUT /u/f HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                501,
+            ),
             ("PUT /u/f HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
             ("GET /u/f HTTP/1.1\r\nHost : h\r\n\r\n", 400),
             ("GET /u/f HTTP/1.1\r\nHost: h\r\nA: b\r\n c\r\n\r\n", 400),
@@ -354,7 +384,10 @@ mod tests {
         ] {
             assert_eq!(status(head), expected, "{head}");
         }
-        assert_eq!(status(&format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(MAX_TARGET))), 414);
+        assert_eq!(
+            status(&format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(MAX_TARGET))),
+            414
+        );
         let many = "X: y\r\n".repeat(MAX_HEADERS + 1);
         assert_eq!(status(&format!("GET / HTTP/1.1\r\n{many}\r\n")), 431);
     }

@@ -89,7 +89,9 @@ impl Followers {
             }
         }
         let caught_up = self.caught_up.borrow();
-        let all = peers.iter().all(|peer| peer.state == NodeState::Offline || caught_up.contains(&peer.id));
+        let all = peers
+            .iter()
+            .all(|peer| peer.state == NodeState::Offline || caught_up.contains(&peer.id));
         if all && status.state() == NodeState::Syncing {
             status.enter(NodeState::Active);
         }
@@ -121,11 +123,16 @@ impl Followers {
     }
 
     /// Lists all of a peer's segments, copies what lacks, then goes on with what changes.
-    async fn follow_life(self: &Rc<Self>, peer: &Peer, tries: &mut u32) -> Result<std::convert::Infallible, Broken> {
+    async fn follow_life(
+        self: &Rc<Self>,
+        peer: &Peer,
+        tries: &mut u32,
+    ) -> Result<std::convert::Infallible, Broken> {
         let mut boot = String::new();
         let mut mark = 0;
         loop {
-            let path = format!("/-/v1/segments/changes?since={mark}&boot={boot}&wait_ms={NEWS_WAIT_MS}");
+            let path =
+                format!("/-/v1/segments/changes?since={mark}&boot={boot}&wait_ms={NEWS_WAIT_MS}");
             let changes: Changes = self.get_json(peer.address, &path).await?;
             *tries = 0;
             if changes.reset {
@@ -133,7 +140,8 @@ impl Followers {
                 self.caught_up.borrow_mut().insert(peer.id);
             }
             (boot, mark) = (changes.boot, changes.mark);
-            let known: Vec<Known> = changes.segments.iter().filter_map(super::SegmentView::known).collect();
+            let known: Vec<Known> =
+                changes.segments.iter().filter_map(super::SegmentView::known).collect();
             self.copy(peer, known).await?;
         }
     }
@@ -159,9 +167,14 @@ impl Followers {
         }
     }
 
-    async fn get_json<T: serde::de::DeserializeOwned>(&self, address: SocketAddr, path: &str) -> Result<T, Broken> {
+    async fn get_json<T: serde::de::DeserializeOwned>(
+        &self,
+        address: SocketAddr,
+        path: &str,
+    ) -> Result<T, Broken> {
         let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-        let mut response = self.shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
+        let mut response =
+            self.shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
         if response.status != 200 {
             return Err(Broken::Status(response.status));
         }
@@ -219,7 +232,9 @@ impl Followers {
                 match result {
                     Ok(()) | Err(Broken::Status(404)) => {}
                     // The peer broke off: its next listing offers the segment again.
-                    Err(error) => tracing::debug!(segment = %known.number, %error, "large segment not copied"),
+                    Err(error) => {
+                        tracing::debug!(segment = %known.number, %error, "large segment not copied")
+                    }
                 }
             }
         });
@@ -231,7 +246,8 @@ impl Followers {
         let here = node.store.has(known.number);
         let own = known.creator == node.config.id;
         let by_creator = known.creator == peer.id;
-        let creator_serves = self.peer(known.creator).is_some_and(|creator| creator.state != NodeState::Offline);
+        let creator_serves =
+            self.peer(known.creator).is_some_and(|creator| creator.state != NodeState::Offline);
         if own && here || !own && !by_creator && creator_serves {
             return Ok(None);
         }
@@ -250,7 +266,12 @@ impl Followers {
         }
     }
 
-    async fn pull(&self, address: SocketAddr, number: SegmentNumber, from: u64) -> Result<Response, Broken> {
+    async fn pull(
+        &self,
+        address: SocketAddr,
+        number: SegmentNumber,
+        from: u64,
+    ) -> Result<Response, Broken> {
         let node = self.shard.node.config.id;
         let head = format!(
             "GET /-/v1/segments/{}/bytes?from={from}&node={node} HTTP/1.1\r\nHost: {address}\r\n\r\n",

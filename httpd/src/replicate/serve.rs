@@ -42,7 +42,11 @@ impl StorageShard {
             .await
     }
 
-    pub(crate) async fn segments_page(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+    pub(crate) async fn segments_page(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+    ) -> Result<Answered, ConnError> {
         let after = number_of(request, "after").and_then(SegmentNumber::new);
         let numbers = self.node.store.list(after, PAGE);
         let next = (numbers.len() == PAGE).then(|| numbers.last().map(|last| last.get())).flatten();
@@ -52,18 +56,27 @@ impl StorageShard {
         }
     }
 
-    pub(crate) async fn segment_changes(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+    pub(crate) async fn segment_changes(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+    ) -> Result<Answered, ConnError> {
         let store = &self.node.store;
         let since = number_of(request, "since").unwrap_or(0);
         let same_life = query_value(&request.query, "boot") == Some(self.node.boot.as_str());
-        let wait = number_of(request, "wait_ms").map_or(Duration::ZERO, Duration::from_millis).min(MAX_WAIT);
+        let wait = number_of(request, "wait_ms")
+            .map_or(Duration::ZERO, Duration::from_millis)
+            .min(MAX_WAIT);
         let deadline = Instant::now() + wait;
         let (mark, changed) = loop {
             let seen = store.grown().count();
             let (mark, changed) = store.changes_since(if same_life { since } else { 0 });
             let news = changed.as_ref().is_none_or(|changed| !changed.is_empty());
             let left = deadline.saturating_duration_since(Instant::now());
-            if news || left.is_zero() || monoio::time::timeout(left, store.grown().beyond(seen)).await.is_err() {
+            if news
+                || left.is_zero()
+                || monoio::time::timeout(left, store.grown().beyond(seen)).await.is_err()
+            {
                 break (mark, changed);
             }
         };
@@ -79,15 +92,32 @@ impl StorageShard {
 
     /// `GET /-/v1/segments/{number}/bytes?from=F&node=N`: durable bytes from `from` on, by
     /// sendfile. `from` acknowledges all before it.
-    pub(crate) async fn segment_bytes(self: &Rc<Self>, conn: &mut Conn, request: &Request, number: &str) -> Result<Answered, ConnError> {
+    pub(crate) async fn segment_bytes(
+        self: &Rc<Self>,
+        conn: &mut Conn,
+        request: &Request,
+        number: &str,
+    ) -> Result<Answered, ConnError> {
         let Some(number) = number.parse().ok().and_then(SegmentNumber::new) else {
-            return self.refuse(conn, request, Problem::new(400, "bad_request", "a segment number is decimal")).await;
+            return self
+                .refuse(
+                    conn,
+                    request,
+                    Problem::new(400, "bad_request", "a segment number is decimal"),
+                )
+                .await;
         };
         let from = number_of(request, "from").unwrap_or(0);
         let segment = match self.segment(number).await {
             Ok(segment) => segment,
             Err(Error::NoSegment(_)) => {
-                return self.refuse(conn, request, Problem::new(404, "not_found", format!("segment {number} is not here"))).await;
+                return self
+                    .refuse(
+                        conn,
+                        request,
+                        Problem::new(404, "not_found", format!("segment {number} is not here")),
+                    )
+                    .await;
             }
             Err(error) => return self.refuse(conn, request, error.into()).await,
         };

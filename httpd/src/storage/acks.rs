@@ -23,7 +23,8 @@ impl Acks {
     /// Follower `node` holds the first `bytes` bytes of a segment durably.
     pub(crate) fn record(&self, node: u32, number: SegmentNumber, bytes: u64) {
         let mut held = self.held.lock();
-        if held.len() >= SEGMENTS && !held.contains_key(&number)
+        if held.len() >= SEGMENTS
+            && !held.contains_key(&number)
             && let Some(oldest) = held.keys().min().copied()
         {
             held.remove(&oldest);
@@ -37,7 +38,10 @@ impl Acks {
     }
 
     fn holders(&self, number: SegmentNumber, end: u64) -> usize {
-        self.held.lock().get(&number).map_or(0, |held| held.values().filter(|bytes| **bytes >= end).count())
+        self.held
+            .lock()
+            .get(&number)
+            .map_or(0, |held| held.values().filter(|bytes| **bytes >= end).count())
     }
 
     /// Waits until `peers` followers hold a segment up to `end`; false when that takes too long.

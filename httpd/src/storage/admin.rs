@@ -16,7 +16,11 @@ use crate::shard::Answered;
 const MAX_PAGE: u32 = 1000;
 
 impl StorageShard {
-    pub(super) async fn admin(self: &Rc<Self>, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+    pub(super) async fn admin(
+        self: &Rc<Self>,
+        conn: &mut Conn,
+        request: &Request,
+    ) -> Result<Answered, ConnError> {
         if request.method == Method::Options {
             return self.preflight(conn, request).await;
         }
@@ -28,7 +32,9 @@ impl StorageShard {
             "/-/metrics" => {
                 let text = self.metrics_text();
                 let head = self.head(200, request);
-                return self.answer(conn, request, head, 200, "text/plain; version=0.0.4", text.as_bytes()).await;
+                return self
+                    .answer(conn, request, head, 200, "text/plain; version=0.0.4", text.as_bytes())
+                    .await;
             }
             "/-/v1/segments" => return self.segments_page(conn, request).await,
             "/-/v1/segments/changes" => return self.segment_changes(conn, request).await,
@@ -55,7 +61,13 @@ impl StorageShard {
         let state = self.node.status.state();
         let mut wrong = Vec::new();
         if state != NodeState::Active {
-            wrong.push(format!("state is {}", serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()));
+            wrong.push(format!(
+                "state is {}",
+                serde_json::to_value(state)
+                    .ok()
+                    .and_then(|v| v.as_str().map(str::to_owned))
+                    .unwrap_or_default()
+            ));
         }
         if !self.node.catalog.is_available() {
             wrong.push("the catalog is away".to_owned());
@@ -93,7 +105,12 @@ impl StorageShard {
         reel_control::metrics::render()
     }
 
-    async fn files(&self, conn: &mut Conn, request: &Request, user: &str) -> Result<Answered, ConnError> {
+    async fn files(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        user: &str,
+    ) -> Result<Answered, ConnError> {
         match self.list(request, user).await {
             Ok(files) => self.json(conn, request, 200, &files).await,
             Err(problem) => self.refuse(conn, request, problem).await,
@@ -108,10 +125,14 @@ impl StorageShard {
         let limit = match query_value(&request.query, "limit").map(str::parse::<u32>) {
             None => MAX_PAGE,
             Some(Ok(limit)) if limit > 0 => limit.min(MAX_PAGE),
-            Some(_) => return Err(Problem::new(400, "bad_request", "limit is a number from 1 to 1000")),
+            Some(_) => {
+                return Err(Problem::new(400, "bad_request", "limit is a number from 1 to 1000"));
+            }
         };
         let rows = self.node.catalog.list(user.to_owned(), prefix, after, limit).await?;
-        let next = (rows.len() == limit as usize).then(|| rows.last().map(|row| row.name.clone())).flatten();
+        let next = (rows.len() == limit as usize)
+            .then(|| rows.last().map(|row| row.name.clone()))
+            .flatten();
         let files = rows
             .into_iter()
             .map(|row| FileView {

@@ -61,7 +61,9 @@ impl From<Error> for Problem {
             Error::NoNumbers => Self::new(503, "no_segment_numbers", message),
             Error::Busy(_) => Self::new(503, "busy", message),
             Error::Stopping => Self::new(503, "stopping", message),
-            Error::DamagedObject { .. } | Error::Damaged { .. } => Self::new(500, "damaged", message),
+            Error::DamagedObject { .. } | Error::Damaged { .. } => {
+                Self::new(500, "damaged", message)
+            }
             _ => Self::new(500, "disk", message),
         }
     }
@@ -72,7 +74,9 @@ impl StorageShard {
     pub(crate) fn head(&self, status: u16, request: &Request) -> Head {
         let mut head = Head::new(status, &self.date.get());
         let origin = &self.node.config.cors.allow_origin;
-        if matches!(request.method, Method::Get | Method::Head | Method::Options) && !origin.is_empty() {
+        if matches!(request.method, Method::Get | Method::Head | Method::Options)
+            && !origin.is_empty()
+        {
             cross_origin(&mut head, origin);
         }
         head
@@ -111,9 +115,19 @@ impl StorageShard {
     }
 
     /// Sends an error.
-    pub(crate) async fn refuse(&self, conn: &mut Conn, request: &Request, problem: Problem) -> Result<Answered, ConnError> {
+    pub(crate) async fn refuse(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        problem: Problem,
+    ) -> Result<Answered, ConnError> {
         if problem.status >= 500 {
-            tracing::warn!(status = problem.status, path = request.path, message = problem.message, "request failed");
+            tracing::warn!(
+                status = problem.status,
+                path = request.path,
+                message = problem.message,
+                "request failed"
+            );
         }
         let mut head = self.head(problem.status, request);
         if problem.status == 503 {
@@ -123,12 +137,19 @@ impl StorageShard {
             head.field("Reel-Group", group);
         }
         let body = error_body(problem.error, &problem.message);
-        let answered = self.answer(conn, request, head, problem.status, "application/json", body.as_bytes()).await?;
+        let answered = self
+            .answer(conn, request, head, problem.status, "application/json", body.as_bytes())
+            .await?;
         Ok(Answered { close: problem.close, ..answered })
     }
 
     /// 405 with the methods that would do.
-    pub(super) async fn not_allowed(&self, conn: &mut Conn, request: &Request, allow: &str) -> Result<Answered, ConnError> {
+    pub(super) async fn not_allowed(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        allow: &str,
+    ) -> Result<Answered, ConnError> {
         let mut head = self.head(405, request);
         head.field("Allow", allow);
         let body = error_body("method_not_allowed", &format!("allowed here: {allow}"));
@@ -136,7 +157,11 @@ impl StorageShard {
     }
 
     /// `OPTIONS`, and the preflight of a cross-origin request (Fetch standard §3.2).
-    pub(super) async fn preflight(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+    pub(super) async fn preflight(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+    ) -> Result<Answered, ConnError> {
         let mut head = self.head(204, request);
         preflight_fields(&mut head, &self.node.config.cors, request);
         head.connection(request.keep_alive, request.http11);
@@ -157,11 +182,18 @@ pub(crate) fn cross_origin(head: &mut Head, origin: &str) {
 }
 
 /// What a preflight asks for: reading, with ranges.
-pub(crate) fn preflight_fields(head: &mut Head, cors: &reel_control::config::CorsConfig, request: &Request) {
+pub(crate) fn preflight_fields(
+    head: &mut Head,
+    cors: &reel_control::config::CorsConfig,
+    request: &Request,
+) {
     head.field("Allow", "GET, HEAD, PUT, DELETE, OPTIONS");
     if !cors.allow_origin.is_empty() && request.fields.origin.is_some() {
         head.field("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS")
-            .field("Access-Control-Allow-Headers", "Range, If-Range, If-None-Match, If-Modified-Since")
+            .field(
+                "Access-Control-Allow-Headers",
+                "Range, If-Range, If-None-Match, If-Modified-Since",
+            )
             .field("Access-Control-Max-Age", cors.max_age);
     }
 }

@@ -22,7 +22,11 @@ use crate::shard::Answered;
 const RETRY: Duration = Duration::from_millis(500);
 
 impl StorageShard {
-    pub(super) async fn delete(self: &Rc<Self>, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+    pub(super) async fn delete(
+        self: &Rc<Self>,
+        conn: &mut Conn,
+        request: &Request,
+    ) -> Result<Answered, ConnError> {
         match self.try_delete(request).await {
             Ok(()) => {
                 let mut head = self.head(204, request);
@@ -42,7 +46,11 @@ impl StorageShard {
         if request.fields.if_match.is_some() || request.fields.if_none_match.is_some() {
             let present = self.find(&user, &name).await?;
             if !allows_write(&request.fields, present.as_deref().map(|file| file.etag.as_str())) {
-                return Err(Problem::new(412, "precondition_failed", "the file is not in the state that the condition names"));
+                return Err(Problem::new(
+                    412,
+                    "precondition_failed",
+                    "the file is not in the state that the condition names",
+                ));
             }
         }
         let stamp = stamp_of(self.node.store.clock().next());
@@ -102,7 +110,9 @@ impl StorageShard {
         let (shard, user, name) = (Rc::clone(self), user.to_owned(), name.to_owned());
         monoio::spawn(async move {
             let version = shard.node.store.clock().next();
-            if let Err(error) = shard.write_tombstone(RecordKind::Dead, object, &user, &name, version).await {
+            if let Err(error) =
+                shard.write_tombstone(RecordKind::Dead, object, &user, &name, version).await
+            {
                 tracing::warn!(%object, %error, "no tombstone written; the sweep finds the object");
             }
         });
@@ -112,7 +122,9 @@ impl StorageShard {
     pub(super) async fn apply_until_known(self: &Rc<Self>, write: Write, object: ObjectId) {
         let (user, name) = match &write {
             Write::Put { row, .. } => (row.user.clone(), row.name.clone()),
-            Write::Delete { user, name, .. } | Write::Mark { user, name, .. } => (user.clone(), name.clone()),
+            Write::Delete { user, name, .. } | Write::Mark { user, name, .. } => {
+                (user.clone(), name.clone())
+            }
         };
         loop {
             match self.stage.apply(write.clone()).await {

@@ -35,7 +35,11 @@ enum Bytes {
 }
 
 impl StorageShard {
-    pub(super) async fn get(self: &Rc<Self>, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+    pub(super) async fn get(
+        self: &Rc<Self>,
+        conn: &mut Conn,
+        request: &Request,
+    ) -> Result<Answered, ConnError> {
         let (user, name) = match names::parse_path(&request.path) {
             Ok(names) => names,
             Err(error) => return self.refuse(conn, request, error.into()).await,
@@ -70,7 +74,11 @@ impl StorageShard {
     }
 
     /// The file of a name: remembered, or from the catalog.
-    pub(super) async fn find(self: &Rc<Self>, user: &str, name: &str) -> Result<Option<Rc<File>>, Problem> {
+    pub(super) async fn find(
+        self: &Rc<Self>,
+        user: &str,
+        name: &str,
+    ) -> Result<Option<Rc<File>>, Problem> {
         let epoch = self.node.epochs.of(user, name);
         let stale = match self.names.get(user, name, epoch) {
             Remembered::Fresh(file) => return Ok(Some(file)),
@@ -101,24 +109,40 @@ impl StorageShard {
     }
 
     /// Answers with the object's bytes; `None` when nobody has them (nothing was sent then).
-    async fn send_object(&self, conn: &mut Conn, request: &Request, file: &File) -> Result<Option<Answered>, ConnError> {
+    async fn send_object(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        file: &File,
+    ) -> Result<Option<Answered>, ConnError> {
         let row = &file.row;
         let ranges = match judge(&request.fields, &file.etag, row.modified_ms / 1000) {
             Verdict::Proceed { ranges } => ranges,
             Verdict::NotModified => return self.not_modified(conn, request, file).await.map(Some),
             Verdict::Failed => {
-                let problem = Problem::new(412, "precondition_failed", "the file is not in the state that the condition names");
+                let problem = Problem::new(
+                    412,
+                    "precondition_failed",
+                    "the file is not in the state that the condition names",
+                );
                 return self.refuse(conn, request, problem).await.map(Some);
             }
         };
         // RFC 9110 §14.2: Range is only defined for GET.
-        let field = request.fields.range.as_deref().filter(|_| ranges && request.method == Method::Get);
+        let field =
+            request.fields.range.as_deref().filter(|_| ranges && request.method == Method::Get);
         let asked = range::parse(field, row.bytes, self.node.config.limits.ranges);
         if asked == Asked::Unsatisfiable {
             let mut head = self.head(416, request);
             head.field("Content-Range", format_args!("bytes */{}", row.bytes));
-            let body = crate::http::response::error_body("range", &format!("the file has {} bytes", row.bytes));
-            return self.answer(conn, request, head, 416, "application/json", body.as_bytes()).await.map(Some);
+            let body = crate::http::response::error_body(
+                "range",
+                &format!("the file has {} bytes", row.bytes),
+            );
+            return self
+                .answer(conn, request, head, 416, "application/json", body.as_bytes())
+                .await
+                .map(Some);
         }
         let object = ObjectId::from_u64(row.object);
         let bytes = match self.locate(object).await {
@@ -131,24 +155,29 @@ impl StorageShard {
             }
         };
         match bytes {
-            Bytes::Here(segment, located) => match self.send_here(conn, request, file, &segment, &located, &asked).await {
-                Ok(answered) => Ok(Some(answered)),
-                Err(Here::Conn(error)) => Err(error),
-                Err(Here::Damaged(error)) => {
-                    self.damaged.increment(1);
-                    tracing::error!(%error, user = row.user, name = row.name, "damaged object; asking the peers");
-                    match self.send_from_peer(conn, request, object).await? {
-                        Some(answered) => Ok(Some(answered)),
-                        None => self.refuse(conn, request, error.into()).await.map(Some),
+            Bytes::Here(segment, located) => {
+                match self.send_here(conn, request, file, &segment, &located, &asked).await {
+                    Ok(answered) => Ok(Some(answered)),
+                    Err(Here::Conn(error)) => Err(error),
+                    Err(Here::Damaged(error)) => {
+                        self.damaged.increment(1);
+                        tracing::error!(%error, user = row.user, name = row.name, "damaged object; asking the peers");
+                        match self.send_from_peer(conn, request, object).await? {
+                            Some(answered) => Ok(Some(answered)),
+                            None => self.refuse(conn, request, error.into()).await.map(Some),
+                        }
                     }
                 }
-            },
+            }
             Bytes::Peer => self.send_from_peer(conn, request, object).await,
         }
     }
 
     /// Where an object lies in this node's folder; `None` when it is not (yet) here.
-    pub(super) async fn locate(&self, object: ObjectId) -> Result<Option<(Arc<Segment>, Located)>, Error> {
+    pub(super) async fn locate(
+        &self,
+        object: ObjectId,
+    ) -> Result<Option<(Arc<Segment>, Located)>, Error> {
         match self.segment(object.segment()).await {
             Ok(segment) => Ok(segment.locate(object.slot()).map(|located| (segment, located))),
             Err(Error::NoSegment(_)) => Ok(None),
@@ -156,7 +185,12 @@ impl StorageShard {
         }
     }
 
-    async fn not_modified(&self, conn: &mut Conn, request: &Request, file: &File) -> Result<Answered, ConnError> {
+    async fn not_modified(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        file: &File,
+    ) -> Result<Answered, ConnError> {
         let mut head = self.head(304, request);
         head.field("ETag", &file.etag).field("Last-Modified", &file.modified);
         head.connection(request.keep_alive, request.http11);
@@ -165,7 +199,12 @@ impl StorageShard {
     }
 
     /// The head of a 200 or 206 up to the fields that differ.
-    fn file_head(&self, status: u16, request: &Request, file: &File) -> crate::http::response::Head {
+    fn file_head(
+        &self,
+        status: u16,
+        request: &Request,
+        file: &File,
+    ) -> crate::http::response::Head {
         let mut head = self.head(status, request);
         head.field("ETag", &file.etag)
             .field("Last-Modified", &file.modified)
@@ -197,7 +236,8 @@ impl StorageShard {
         } else {
             None
         };
-        let source = Source { shard: self, segment, located, small: small.as_deref(), object: row.object };
+        let source =
+            Source { shard: self, segment, located, small: small.as_deref(), object: row.object };
         let mut head = self.file_head(status, request, file);
         if let [part] = parts.as_slice() {
             head.field("Content-Type", content_type).field("Content-Length", part.end - part.start);
@@ -243,25 +283,42 @@ impl StorageShard {
     /// Addresses of the peers that may have an object, those that serve first.
     fn peer_addresses(&self) -> Vec<SocketAddr> {
         let peers = self.node.peers.read();
-        let mut peers: Vec<_> = peers.iter().flatten().filter(|peer| peer.state != NodeState::Offline).cloned().collect();
+        let mut peers: Vec<_> = peers
+            .iter()
+            .flatten()
+            .filter(|peer| peer.state != NodeState::Offline)
+            .cloned()
+            .collect();
         peers.sort_by_key(|peer| peer.state != NodeState::Active);
         peers.into_iter().map(|peer| peer.address).collect()
     }
 
     /// Asks peers for an object this node does not have, and passes the answer on. `None` when
     /// none has it.
-    async fn send_from_peer(&self, conn: &mut Conn, request: &Request, object: ObjectId) -> Result<Option<Answered>, ConnError> {
+    async fn send_from_peer(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        object: ObjectId,
+    ) -> Result<Option<Answered>, ConnError> {
         for address in self.peer_addresses() {
             let method = request.method.name();
-            let mut head = format!("{method} /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n");
-            for (name, value) in [("Range", &request.fields.range), ("If-Range", &request.fields.if_range)] {
+            let mut head =
+                format!("{method} /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n");
+            for (name, value) in
+                [("Range", &request.fields.range), ("If-Range", &request.fields.if_range)]
+            {
                 if let Some(value) = value {
                     head.push_str(&format!("{name}: {value}\r\n"));
                 }
             }
             head.push_str("\r\n");
             let head_only = request.method == Method::Head;
-            let Ok(response) = self.upstreams.request(address, head.as_bytes(), &[], head_only).await else { continue };
+            let Ok(response) =
+                self.upstreams.request(address, head.as_bytes(), &[], head_only).await
+            else {
+                continue;
+            };
             if !matches!(response.status, 200 | 206) {
                 self.upstreams.give_back(response);
                 continue;
@@ -272,10 +329,23 @@ impl StorageShard {
         Ok(None)
     }
 
-    async fn pass_on(&self, conn: &mut Conn, request: &Request, mut response: Response) -> Result<Answered, ConnError> {
+    async fn pass_on(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        mut response: Response,
+    ) -> Result<Answered, ConnError> {
         let status = response.status;
         let mut head = self.head(status, request);
-        for name in ["ETag", "Last-Modified", "Accept-Ranges", "Reel-Crc32", "Content-Type", "Content-Range", "Content-Length"] {
+        for name in [
+            "ETag",
+            "Last-Modified",
+            "Accept-Ranges",
+            "Reel-Crc32",
+            "Content-Type",
+            "Content-Range",
+            "Content-Length",
+        ] {
             if let Some(value) = response.field(name) {
                 head.field(name, value);
             }
@@ -288,9 +358,15 @@ impl StorageShard {
     }
 
     /// `GET /-/v1/objects/{id}`: an object by its id, for a peer that does not have it.
-    pub(super) async fn get_object(self: &Rc<Self>, conn: &mut Conn, request: &Request, id: &str) -> Result<Answered, ConnError> {
+    pub(super) async fn get_object(
+        self: &Rc<Self>,
+        conn: &mut Conn,
+        request: &Request,
+        id: &str,
+    ) -> Result<Answered, ConnError> {
         let Ok(object) = id.parse::<ObjectId>() else {
-            let problem = Problem::new(400, "bad_request", "an object id has up to 16 hexadecimal digits");
+            let problem =
+                Problem::new(400, "bad_request", "an object id has up to 16 hexadecimal digits");
             return self.refuse(conn, request, problem).await;
         };
         let missing = || Problem::new(404, "not_found", format!("object {object} is not here"));
@@ -314,7 +390,11 @@ impl StorageShard {
             content_type: head.content_type,
             crc: head.payload_crc,
             modified_ms: head.modified_ms,
-            ..reel_control::catalog::Row::mark(head.user, head.name, reel_control::catalog::Stamp::default())
+            ..reel_control::catalog::Row::mark(
+                head.user,
+                head.name,
+                reel_control::catalog::Stamp::default(),
+            )
         });
         let field = request.fields.range.as_deref();
         let asked = match range::parse(field, file.row.bytes, self.node.config.limits.ranges) {
@@ -377,7 +457,8 @@ impl Source<'_> {
     }
 
     async fn check(&self, range: Range<u64>) -> Result<(), Error> {
-        read::ensure_checked(&self.shard.node.store, self.segment, self.slot(), self.located, range).await
+        read::ensure_checked(&self.shard.node.store, self.segment, self.slot(), self.located, range)
+            .await
     }
 
     /// What can be known before the first byte: the beginning of a part is as it was uploaded.

@@ -94,7 +94,10 @@ impl StorageShard {
     }
 
     /// A segment, without a lock when this shard has seen it lately.
-    pub(crate) async fn segment(&self, number: SegmentNumber) -> Result<Arc<Segment>, reel_engine::Error> {
+    pub(crate) async fn segment(
+        &self,
+        number: SegmentNumber,
+    ) -> Result<Arc<Segment>, reel_engine::Error> {
         if let Some(segment) = self.segments.borrow().get(&number)
             && !segment.is_retired()
         {
@@ -110,7 +113,10 @@ impl StorageShard {
     }
 
     /// The group a user's new files go to; a user nobody knows is settled on this node's group.
-    pub(super) async fn group_of(&self, user: &str) -> Result<u32, reel_control::catalog::CatalogError> {
+    pub(super) async fn group_of(
+        &self,
+        user: &str,
+    ) -> Result<u32, reel_control::catalog::CatalogError> {
         if let Some(group) = self.groups.borrow().get(user) {
             return Ok(*group);
         }
@@ -123,7 +129,11 @@ impl StorageShard {
         Ok(group)
     }
 
-    async fn route(self: &Rc<Self>, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+    async fn route(
+        self: &Rc<Self>,
+        conn: &mut Conn,
+        request: &Request,
+    ) -> Result<Answered, ConnError> {
         if request.path.starts_with("/-/") || request.path == "*" {
             return self.admin(conn, request).await;
         }
@@ -132,7 +142,9 @@ impl StorageShard {
             Method::Put => self.put(conn, request).await,
             Method::Delete => self.delete(conn, request).await,
             Method::Options => self.preflight(conn, request).await,
-            Method::Other => self.not_allowed(conn, request, "GET, HEAD, PUT, DELETE, OPTIONS").await,
+            Method::Other => {
+                self.not_allowed(conn, request, "GET, HEAD, PUT, DELETE, OPTIONS").await
+            }
         }
     }
 }

@@ -25,7 +25,10 @@ pub(crate) struct Epochs {
 
 impl Epochs {
     pub(crate) fn new() -> Self {
-        Self { stripes: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(), hash: RandomState::new() }
+        Self {
+            stripes: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(),
+            hash: RandomState::new(),
+        }
     }
 
     fn stripe(&self, user: &str, name: &str) -> &AtomicU64 {
@@ -152,7 +155,8 @@ impl NameCache {
     pub(crate) fn insert(&self, row: Row, epoch: u64) -> Rc<File> {
         let key = key(&row.user, &row.name).into_boxed_str();
         let file = Rc::new(File::new(row));
-        let entry = Entry { file: Rc::clone(&file), epoch, asked: Instant::now(), asking: Rc::default() };
+        let entry =
+            Entry { file: Rc::clone(&file), epoch, asked: Instant::now(), asking: Rc::default() };
         self.old.borrow_mut().remove(&key);
         self.insert_entry(key, entry);
         file
@@ -197,7 +201,9 @@ mod tests {
         let epochs = Epochs::new();
         let cache = NameCache::new(100, Duration::from_secs(60));
         cache.insert(row("a", 7), epochs.of("u", "a"));
-        assert!(matches!(cache.get("u", "a", epochs.of("u", "a")), Remembered::Fresh(file) if file.row.object == 7));
+        assert!(
+            matches!(cache.get("u", "a", epochs.of("u", "a")), Remembered::Fresh(file) if file.row.object == 7)
+        );
         epochs.raise("u", "a");
         assert!(matches!(cache.get("u", "a", epochs.of("u", "a")), Remembered::Stale(_)));
     }

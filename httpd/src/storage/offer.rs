@@ -23,7 +23,9 @@ pub(crate) async fn offer_again(shard: Rc<StorageShard>, segments: Vec<SegmentNu
     for number in segments {
         match shard.node.store.segment(number).await {
             Ok(segment) => offered += offer_segment(&shard, &segment).await,
-            Err(error) => tracing::error!(segment = %number, %error, "segment cannot be offered to the catalog"),
+            Err(error) => {
+                tracing::error!(segment = %number, %error, "segment cannot be offered to the catalog")
+            }
         }
     }
     if count > 0 {
@@ -42,7 +44,11 @@ async fn offer_segment(shard: &Rc<StorageShard>, segment: &Arc<Segment>) -> usiz
             .node
             .store
             .pool()
-            .run(move || (from..to).map(|slot| Ok(reader.read_head(slot as u16))).collect::<Result<Vec<_>, _>>())
+            .run(move || {
+                (from..to)
+                    .map(|slot| Ok(reader.read_head(slot as u16)))
+                    .collect::<Result<Vec<_>, _>>()
+            })
             .await
             .unwrap_or_default();
         let mut waiting = Vec::new();
@@ -57,7 +63,9 @@ async fn offer_segment(shard: &Rc<StorageShard>, segment: &Arc<Segment>) -> usiz
                     }
                     if let Some(write) = offer_of(&head, object.as_u64(), shard.node.config.group) {
                         let shard = Rc::clone(shard);
-                        waiting.push(monoio::spawn(async move { shard.apply_until_known(write, object).await }));
+                        waiting.push(monoio::spawn(async move {
+                            shard.apply_until_known(write, object).await
+                        }));
                     }
                 }
                 Ok(None) => {}

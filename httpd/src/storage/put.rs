@@ -16,9 +16,9 @@ use reel_engine::format::record::{MAX_TYPE, RecordKind};
 use reel_engine::solo::{PIECE_BYTES, SoloUpload};
 use reel_engine::{Draft, ObjectId, Stored, Version};
 
+use super::StorageShard;
 use super::answer::Problem;
 use super::names::etag;
-use super::StorageShard;
 use crate::conn::{Conn, ConnError};
 use crate::http::conditions::allows_write;
 use crate::http::request::{Framing, Request};
@@ -44,7 +44,10 @@ enum Failed {
 impl From<ConnError> for Failed {
     fn from(error: ConnError) -> Self {
         match error {
-            ConnError::Body(error) => Self::Problem(Problem { close: true, ..Problem::new(400, "bad_body", error.to_string()) }),
+            ConnError::Body(error) => Self::Problem(Problem {
+                close: true,
+                ..Problem::new(400, "bad_body", error.to_string())
+            }),
             error => Self::Conn(error),
         }
     }
@@ -63,7 +66,11 @@ impl From<reel_engine::Error> for Failed {
 }
 
 impl StorageShard {
-    pub(super) async fn put(self: &Rc<Self>, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
+    pub(super) async fn put(
+        self: &Rc<Self>,
+        conn: &mut Conn,
+        request: &Request,
+    ) -> Result<Answered, ConnError> {
         let result = match self.may_upload(request).await {
             Ok(upload) => self.take(conn, request, upload).await,
             Err(problem) => Err(problem.into()),
@@ -74,7 +81,10 @@ impl StorageShard {
                 let text = serde_json::to_string(&uploaded).map_err(std::io::Error::from)? + "\n";
                 let mut head = self.head(status, request);
                 let object = uploaded.object.parse::<ObjectId>().map_or(0, ObjectId::as_u64);
-                head.field("ETag", etag(object, u32::from_str_radix(&uploaded.crc32, 16).unwrap_or(0)));
+                head.field(
+                    "ETag",
+                    etag(object, u32::from_str_radix(&uploaded.crc32, 16).unwrap_or(0)),
+                );
                 if created {
                     head.field("Location", names::encode_path(&uploaded.user, &uploaded.name));
                 }
@@ -93,7 +103,11 @@ impl StorageShard {
                 return Err(Problem::new(400, "bad_type", "Content-Type is longer than 255 bytes"));
             }
             // What curl and browsers send when they do not know better says nothing.
-            Some(given) if given != "application/x-www-form-urlencoded" && given != media_type::UNKNOWN => given.clone(),
+            Some(given)
+                if given != "application/x-www-form-urlencoded" && given != media_type::UNKNOWN =>
+            {
+                given.clone()
+            }
             _ => media_type::guess(&name).to_owned(),
         };
         if self.node.status.state() == NodeState::Draining {
@@ -102,7 +116,11 @@ impl StorageShard {
         if let Framing::Length(length) = request.framing {
             if length > self.node.config.max_upload.0 {
                 let limit = self.node.config.max_upload.0;
-                return Err(Problem::new(413, "too_large", format!("an upload may have {limit} bytes here")));
+                return Err(Problem::new(
+                    413,
+                    "too_large",
+                    format!("an upload may have {limit} bytes here"),
+                ));
             }
             self.node.store.has_room(length)?;
         }
@@ -114,21 +132,35 @@ impl StorageShard {
         if group != self.node.config.group {
             return Err(Problem::other_group(group, self.node.config.group));
         }
-        let only_new = request.fields.if_none_match.as_deref().is_some_and(|list| list.trim() == "*");
+        let only_new =
+            request.fields.if_none_match.as_deref().is_some_and(|list| list.trim() == "*");
         if request.fields.if_none_match.is_some() || request.fields.if_match.is_some() {
             let present = self.find(&user, &name).await?;
             if !allows_write(&request.fields, present.as_deref().map(|file| file.etag.as_str())) {
-                return Err(Problem::new(412, "precondition_failed", "the file is not in the state that the condition names"));
+                return Err(Problem::new(
+                    412,
+                    "precondition_failed",
+                    "the file is not in the state that the condition names",
+                ));
             }
         }
         if request.framing == Framing::None {
-            return Err(Problem::new(411, "length_required", "an upload has Content-Length or is chunked"));
+            return Err(Problem::new(
+                411,
+                "length_required",
+                "an upload has Content-Length or is chunked",
+            ));
         }
         Ok(Upload { user, name, content_type, only_new })
     }
 
     /// Receives the body, stores it and enters it into the catalog.
-    async fn take(self: &Rc<Self>, conn: &mut Conn, request: &Request, upload: Upload) -> Result<(bool, Uploaded), Failed> {
+    async fn take(
+        self: &Rc<Self>,
+        conn: &mut Conn,
+        request: &Request,
+        upload: Upload,
+    ) -> Result<(bool, Uploaded), Failed> {
         if request.expects_continue && conn.input().is_empty() {
             conn.send(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
@@ -161,7 +193,12 @@ impl StorageShard {
         Ok(Held { shard: Rc::clone(self), bytes })
     }
 
-    async fn store_small(self: &Rc<Self>, upload: Upload, payload: Bytes, crc: u32) -> Result<(bool, Uploaded), Failed> {
+    async fn store_small(
+        self: &Rc<Self>,
+        upload: Upload,
+        payload: Bytes,
+        crc: u32,
+    ) -> Result<(bool, Uploaded), Failed> {
         for _ in 0..VERSION_TRIES {
             let version = self.node.store.clock().next();
             let draft = draft(&upload, version, payload.clone(), crc);
@@ -177,7 +214,13 @@ impl StorageShard {
     }
 
     /// Streams a large body into a segment of its own; `first` is what has been read already.
-    async fn take_large(self: &Rc<Self>, conn: &mut Conn, request: &Request, upload: Upload, first: Vec<u8>) -> Result<(bool, Uploaded), Failed> {
+    async fn take_large(
+        self: &Rc<Self>,
+        conn: &mut Conn,
+        request: &Request,
+        upload: Upload,
+        first: Vec<u8>,
+    ) -> Result<(bool, Uploaded), Failed> {
         let mut solo = SoloUpload::begin(&self.node.store).await?;
         let mut piece = first;
         loop {
@@ -187,7 +230,11 @@ impl StorageShard {
             let length = solo.length() + piece.len() as u64;
             if length > self.node.config.max_upload.0 {
                 let limit = self.node.config.max_upload.0;
-                let problem = Problem::new(413, "too_large", format!("an upload may have {limit} bytes here"));
+                let problem = Problem::new(
+                    413,
+                    "too_large",
+                    format!("an upload may have {limit} bytes here"),
+                );
                 return Err(Problem { close: true, ..problem }.into());
             }
             if piece.capacity() < PIECE_BYTES && !last {
@@ -228,7 +275,15 @@ impl StorageShard {
         }
     }
 
-    fn row(&self, upload: &Upload, stored: &Stored, bytes: u64, crc: u32, version: Version, modified_ms: u64) -> Row {
+    fn row(
+        &self,
+        upload: &Upload,
+        stored: &Stored,
+        bytes: u64,
+        crc: u32,
+        version: Version,
+        modified_ms: u64,
+    ) -> Row {
         Row {
             user: upload.user.clone(),
             name: upload.name.clone(),
@@ -245,7 +300,12 @@ impl StorageShard {
 
     /// Commits the row of a durable record. Whatever does not become the file of its name gets a
     /// tombstone.
-    async fn enter(self: &Rc<Self>, row: Row, upload: &Upload, stored: Stored) -> Result<Entered, Failed> {
+    async fn enter(
+        self: &Rc<Self>,
+        row: Row,
+        upload: &Upload,
+        stored: Stored,
+    ) -> Result<Entered, Failed> {
         let write = Write::Put { row: row.clone(), only_new: upload.only_new };
         let object = stored.object;
         match self.stage.apply(write.clone()).await {
@@ -309,7 +369,9 @@ impl StorageShard {
         if self.node.acks.wait(number, stored.end, peers).await {
             Ok(())
         } else {
-            let message = format!("stored here, but fewer than {peers} peers confirmed it in time; it may become visible");
+            let message = format!(
+                "stored here, but fewer than {peers} peers confirmed it in time; it may become visible"
+            );
             Err(Problem::new(503, "too_few_nodes", message))
         }
     }
@@ -377,10 +439,13 @@ fn compare_crc(expected: &str, found: u32) -> Result<(), Problem> {
     match u32::from_str_radix(expected.trim(), 16) {
         Ok(expected) if expected == found => Ok(()),
         Ok(expected) => {
-            let message = format!("the body's CRC-32 is {found:08x}, Reel-Content-Crc32 says {expected:08x}; nothing was stored");
+            let message = format!(
+                "the body's CRC-32 is {found:08x}, Reel-Content-Crc32 says {expected:08x}; nothing was stored"
+            );
             Err(Problem::new(400, "wrong_crc", message))
         }
-        Err(_) => Err(Problem::new(400, "bad_crc", "Reel-Content-Crc32 has up to 8 hexadecimal digits")),
+        Err(_) => {
+            Err(Problem::new(400, "bad_crc", "Reel-Content-Crc32 has up to 8 hexadecimal digits"))
+        }
     }
 }
-

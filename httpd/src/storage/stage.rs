@@ -28,7 +28,9 @@ struct Shared {
 
 impl CatalogStage {
     pub(crate) fn new(catalog: CatalogHandle) -> Self {
-        Self { shared: Rc::new(Shared { catalog, queue: RefCell::default(), waker: Cell::new(None) }) }
+        Self {
+            shared: Rc::new(Shared { catalog, queue: RefCell::default(), waker: Cell::new(None) }),
+        }
     }
 
     /// Applies one write, together with others of this shard.
@@ -44,10 +46,13 @@ impl CatalogStage {
         if let Some(waker) = self.shared.waker.take() {
             waker.wake();
         }
-        outcome.await.unwrap_or_else(|_| Err(CatalogError::Unknown("the node is stopping".to_owned())))
+        outcome
+            .await
+            .unwrap_or_else(|_| Err(CatalogError::Unknown("the node is stopping".to_owned())))
     }
 
-    /// Hands batches to the catalog, for ever.
+    /// Hands batches to the catalog, for ever. The next one does not wait for the one before: the
+    /// catalog's side joins what waits there.
     pub(crate) async fn run(self) {
         loop {
             let batch = poll_fn(|context| {
@@ -60,19 +65,22 @@ impl CatalogStage {
                 }
             })
             .await;
-            let (writes, waiting): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            match self.shared.catalog.apply(writes).await {
-                Ok(outcomes) => {
-                    for (done, outcome) in waiting.into_iter().zip(outcomes) {
-                        let _ = done.send(Ok(outcome));
+            let catalog = self.shared.catalog.clone();
+            monoio::spawn(async move {
+                let (writes, waiting): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+                match catalog.apply(writes).await {
+                    Ok(outcomes) => {
+                        for (done, outcome) in waiting.into_iter().zip(outcomes) {
+                            let _ = done.send(Ok(outcome));
+                        }
+                    }
+                    Err(error) => {
+                        for done in waiting {
+                            let _ = done.send(Err(error.clone()));
+                        }
                     }
                 }
-                Err(error) => {
-                    for done in waiting {
-                        let _ = done.send(Err(error.clone()));
-                    }
-                }
-            }
+            });
         }
     }
 }
