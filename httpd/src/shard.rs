@@ -261,6 +261,9 @@ async fn read_head(
     loop {
         if !conn.input().is_empty() {
             if let Some((request, used)) = request::parse(conn.input())? {
+                if used > limits.head_bytes {
+                    return Err(request::TOO_BIG);
+                }
                 conn.consume(used);
                 return Ok(Some(request));
             }

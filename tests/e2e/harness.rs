@@ -172,7 +172,8 @@ impl Up {
                 return Self { child, dir: dir.to_owned(), lines };
             }
         }
-        panic!("`reel up` ended before it was ready; it printed {lines:?}");
+        let status = child.wait().unwrap();
+        panic!("`reel up` ended before it was ready ({status}); it printed {lines:?}");
     }
 
     pub fn pid(&self) -> i32 {

@@ -1,1 +1,161 @@
-//! x
+//! A group's nodes come to hold the same objects, whatever happened to one of them.
+
+use crate::harness::{Base, Role, bytes, delete, eventually, get, put};
+
+fn by_id(node: &Role, object: &str) -> Option<Vec<u8>> {
+    get(&node.address, &format!("/-/v1/objects/{object}"))
+        .ok()
+        .filter(|answer| answer.status == 200)
+        .map(|answer| answer.body)
+}
+
+fn upload(node: &Role, path: &str, body: &[u8]) -> String {
+    let answer = put(&node.address, path, body).unwrap();
+    assert!(
+        answer.status < 300,
+        "{path}: {} {}",
+        answer.status,
+        String::from_utf8_lossy(&answer.body)
+    );
+    answer.json()["object"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_wiped_node_fills_itself_up_again() {
+    let base = Base::start();
+    let one = base.storage(101, "one", "");
+    let two = base.storage(102, "two", "");
+    let mut objects = Vec::new();
+    for index in 0..40u64 {
+        let length = if index.is_multiple_of(10) { 2_000_000 } else { 5_000 };
+        let node = if index.is_multiple_of(2) { &one } else { &two };
+        objects.push((
+            index,
+            length,
+            upload(node, &format!("/ann/{index}"), &bytes(index, length)),
+        ));
+    }
+    for (index, length, object) in &objects {
+        for node in [&one, &two] {
+            let body = eventually("both hold it", || by_id(node, object));
+            assert!(body == bytes(*index, *length));
+        }
+    }
+    one.kill();
+    std::fs::remove_dir_all(base.dir.path().join("one")).unwrap();
+    // Until trackers call the old life silent, the empty folder would be a second node of that id.
+    let one = eventually("the wiped node may join", || {
+        Role::start("storage", base.dir.path(), &base.storage_config(101, "one", "")).ok()
+    });
+    for (index, length, object) in &objects {
+        let body = eventually("the wiped node holds it again", || by_id(&one, object));
+        assert!(body == bytes(*index, *length));
+    }
+    crate::harness::wait_healthy(&one.address);
+}
+
+#[test]
+fn deletes_and_replaces_reach_the_peer() {
+    let base = Base::start();
+    let one = base.storage(101, "one", "");
+    let two = base.storage(102, "two", "");
+    let gone = upload(&one, "/ann/gone", &bytes(1, 3000));
+    let old = upload(&one, "/ann/replaced", &bytes(2, 2_000_000));
+    for object in [&gone, &old] {
+        eventually("the peer holds it", || by_id(&two, object));
+    }
+    assert_eq!(delete(&two.address, "/ann/gone").unwrap().status, 204);
+    upload(&two, "/ann/replaced", &bytes(3, 100));
+    for node in [&one, &two] {
+        eventually("the deleted object is dead", || by_id(node, &gone).is_none().then_some(()));
+        eventually("the replaced object is dead", || by_id(node, &old).is_none().then_some(()));
+        eventually("the name is gone", || {
+            (get(&node.address, "/ann/gone").unwrap().status == 404).then_some(())
+        });
+        eventually("the name is the new file", || {
+            (get(&node.address, "/ann/replaced").unwrap().body == bytes(3, 100)).then_some(())
+        });
+    }
+}
+
+#[test]
+fn writers_of_one_name_at_two_nodes_agree_in_the_end() {
+    let base = Base::start();
+    let one = base.storage(101, "one", "");
+    let two = base.storage(102, "two", "");
+    std::thread::scope(|scope| {
+        for (seed, node) in [(1u64, &one), (2, &two)] {
+            scope.spawn(move || {
+                for round in 0..60u64 {
+                    let answer =
+                        put(&node.address, "/ann/same", &bytes(seed * 1000 + round, 2000)).unwrap();
+                    assert!(answer.status < 300);
+                }
+            });
+        }
+    });
+    let winner = eventually("both nodes show the same", || {
+        let (first, second) =
+            (get(&one.address, "/ann/same").ok()?, get(&two.address, "/ann/same").ok()?);
+        (first.status == 200
+            && first.field("etag") == second.field("etag")
+            && first.body == second.body)
+            .then_some(first.body)
+    });
+    assert!(
+        winner == bytes(1059, 2000) || winner == bytes(2059, 2000),
+        "the last of one of the writers"
+    );
+}
+
+#[test]
+fn a_node_asks_its_peer_before_it_says_that_an_object_is_not_there() {
+    let base = Base::start();
+    let one = base.storage(101, "one", "");
+    let body = bytes(1, 2_000_000);
+    upload(&one, "/ann/x", &body);
+    // The second node has nothing when it starts; it answers at once all the same.
+    let two =
+        Role::start("storage", base.dir.path(), &base.storage_config(102, "two", "")).unwrap();
+    let answer = eventually("it answers", || {
+        get(&two.address, "/ann/x").ok().filter(|answer| answer.status == 200)
+    });
+    assert!(answer.body == body);
+}
+
+#[test]
+fn an_answered_upload_is_on_both_nodes_with_ack_2() {
+    let base = Base::start();
+    let one = base.storage(101, "one", "ack = 2");
+    let two = base.storage(102, "two", "ack = 2");
+    for index in 0..20u64 {
+        let object = upload(&one, &format!("/ann/{index}"), &bytes(index, 10_000));
+        assert!(by_id(&two, &object).unwrap() == bytes(index, 10_000));
+    }
+    let object = upload(&one, "/ann/large", &bytes(99, 4_000_000));
+    assert!(by_id(&two, &object).unwrap() == bytes(99, 4_000_000));
+}
+
+#[test]
+fn trackers_show_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = crate::harness::Up::start(
+        dir.path(),
+        &["--trackers", "3", "--groups", "2", "--replicas", "2", "--shards", "1"],
+    );
+    let trackers = up.of("tracker");
+    let same = || {
+        let views: Vec<Vec<u8>> = trackers
+            .iter()
+            .filter_map(|tracker| Some(get(&tracker.address, "/-/v1/nodes").ok()?.body))
+            .collect();
+        (views.len() == 3 && views[0] == views[1] && views[1] == views[2]).then_some(views)
+    };
+    let views = eventually("all trackers agree", same);
+    let json: serde_json::Value = serde_json::from_slice(&views[0]).unwrap();
+    assert_eq!(json["nodes"].as_array().unwrap().len(), 4);
+    crate::harness::kill(trackers[1].pid);
+    eventually("the restarted tracker agrees again", || {
+        same().filter(|views| views[1].len() > 100)
+    });
+}

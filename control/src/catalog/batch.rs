@@ -15,6 +15,8 @@ const QUEUE: usize = 4096;
 const BATCH: usize = 512;
 /// Look-ups in progress at once.
 const LOOKUPS: usize = 256;
+/// How long a look-up waits for a catalog that has not been opened yet.
+const FIRST_OPEN: Duration = Duration::from_secs(1);
 /// Between looks whether a catalog that was away is back.
 const PROBE: Duration = Duration::from_millis(250);
 
@@ -208,7 +210,7 @@ async fn read_loop(
 ) {
     let permits = Arc::new(Semaphore::new(LOOKUPS));
     while let Some(request) = requests.recv().await {
-        let Some(catalog) = open.read().clone() else {
+        let Some(catalog) = opened(open).await else {
             refuse(request);
             continue;
         };
@@ -221,6 +223,18 @@ async fn read_loop(
             }
             drop(permit);
         });
+    }
+}
+
+/// The catalog; at the start look-ups wait a while for it.
+async fn opened(open: &RwLock<Option<Catalog>>) -> Option<Catalog> {
+    let deadline = tokio::time::Instant::now() + FIRST_OPEN;
+    loop {
+        let known = open.read().clone();
+        if known.is_some() || tokio::time::Instant::now() > deadline {
+            return known;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! A PostgreSQL of the test's own: Debian's package, a private socket and data folder, as a user
 //! that is not root.
 
-#![allow(dead_code, missing_docs, clippy::unwrap_used)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::print_stderr)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -24,9 +24,6 @@ use crate::http::conditions::allows_write;
 use crate::http::request::{Framing, Request};
 use crate::shard::Answered;
 
-/// Tries of an upload that met a newer version made by a faster clock.
-const VERSION_TRIES: u32 = 4;
-
 /// What a request uploads, apart from the bytes.
 struct Upload {
     user: String,
@@ -199,18 +196,26 @@ impl StorageShard {
         payload: Bytes,
         crc: u32,
     ) -> Result<(bool, Uploaded), Failed> {
-        for _ in 0..VERSION_TRIES {
+        let mut lost_before = false;
+        loop {
             let version = self.node.store.clock().next();
             let draft = draft(&upload, version, payload.clone(), crc);
             let modified_ms = draft.modified_ms;
             let stored = self.writer.put(draft).await?;
             let row = self.row(&upload, &stored, payload.len() as u64, crc, version, modified_ms);
+            let uploaded = uploaded(&row);
             match self.enter(row, &upload, stored).await? {
                 Entered::Done { created, uploaded } => return Ok((created, uploaded)),
-                Entered::Newer(winner) => self.node.store.clock().observe(winner),
+                // Once more above what stands: it may come from a clock ahead of this one.
+                Entered::Newer(winner) if !lost_before => {
+                    self.node.store.clock().observe(winner);
+                    lost_before = true;
+                }
+                // What stands now was committed after this request began: the two were written at
+                // the same time, and that one is the later.
+                Entered::Newer(_) => return Ok((false, uploaded)),
             }
         }
-        Err(Problem::new(503, "busy", "the file is being written by many at once").into())
     }
 
     /// Streams a large body into a segment of its own; `first` is what has been read already.
