@@ -223,3 +223,74 @@ fn the_same_with_postgresql_as_the_catalog() {
 
 #[path = "../../control/tests/postgres/mod.rs"]
 mod postgres;
+
+#[test]
+fn without_the_catalog_known_files_are_read_and_uploads_wait_for_better_times() {
+    let test = "without_the_catalog_known_files_are_read_and_uploads_wait_for_better_times";
+    let Some(postgres) = postgres::Postgres::start(test) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path(), &["--shards", "1", "--catalog", &postgres.url()]);
+    let node = up.of("storage")[0].address.clone();
+    assert_eq!(put(&node, "/ann/known", &bytes(1, 5000)).unwrap().status, 201);
+    postgres.crash();
+    let refused = eventually("uploads are refused", || {
+        put(&node, "/ann/late", b"late").ok().filter(|answer| answer.status == 503)
+    });
+    assert_eq!(refused.json()["error"], "catalog_away");
+    for _ in 0..20 {
+        let known = get(&node, "/ann/known").unwrap();
+        assert!(known.status == 200 && known.body == bytes(1, 5000));
+    }
+    assert_eq!(get(&node, "/ann/never-asked-for").unwrap().status, 503);
+    assert!(!is_healthy(&node));
+    postgres.begin();
+    eventually("it recovers by itself", || is_healthy(&node).then_some(()));
+    assert_eq!(
+        put(&node, "/ann/late", b"later").unwrap().status,
+        201,
+        "the refused upload left nothing"
+    );
+    assert_eq!(get(&node, "/ann/late").unwrap().body, b"later");
+}
+
+#[test]
+fn uploads_go_on_without_the_id_server_and_reads_without_the_trackers() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = crate::harness::Base::start();
+    let node = base.storage(101, "node", "");
+    let http = crate::harness::Role::start(
+        "http",
+        dir.path(),
+        &format!(
+            "trackers = [\"{}\"]\n[http]\nlisten = \"127.0.0.1:0\"\naddress_age = \"1 h\"\n",
+            base.tracker.address
+        ),
+    )
+    .unwrap();
+    crate::harness::wait_healthy(&http.address);
+    let redirecting = crate::harness::Role::start(
+        "http",
+        dir.path(),
+        &format!("trackers = [\"{}\"]\n[http]\nlisten = \"127.0.0.1:0\"\nmode = \"redirect\"\nwrites = false\n", base.tracker.address),
+    )
+    .unwrap();
+    assert_eq!(put(&http.address, "/ann/a", b"a").unwrap().status, 201);
+    let sent_on = get(&redirecting.address, "/ann/a").unwrap();
+    assert_eq!(
+        (sent_on.status, sent_on.field("location")),
+        (307, format!("http://{}/ann/a", node.address).as_str())
+    );
+    assert_eq!(put(&redirecting.address, "/ann/a", b"b").unwrap().status, 405);
+    let crate::harness::Base { dir: _kept, tracker, id } = base;
+    id.kill();
+    for index in 0..50 {
+        assert_eq!(
+            put(&node.address, &format!("/ann/{index}"), &bytes(index, 2_000_000)).unwrap().status,
+            201
+        );
+    }
+    assert_eq!(get(&http.address, "/ann/a").unwrap().body, b"a");
+    tracker.kill();
+    assert_eq!(get(&http.address, "/ann/a").unwrap().body, b"a");
+    assert!(get(&node.address, "/ann/49").unwrap().body == bytes(49, 2_000_000));
+}
