@@ -253,7 +253,7 @@ pub struct StorageConfig {
     /// The largest upload.
     #[serde(default = "default_max_upload")]
     pub max_upload: ByteSize,
-    /// Bytes of small uploads that a shard holds in memory at once.
+    /// Bytes of uploads that a shard holds in memory at once; further ones wait.
     #[serde(default = "default_upload_memory")]
     pub upload_memory: ByteSize,
     /// Segments kept open.
@@ -392,7 +392,7 @@ fn default_max_upload() -> ByteSize {
     ByteSize(1 << 40)
 }
 fn default_upload_memory() -> ByteSize {
-    ByteSize(64 << 20)
+    ByteSize(128 << 20)
 }
 fn default_open_segments() -> usize {
     4096
@@ -461,6 +461,9 @@ impl Config {
             }
             if !(1 << 20..=16 << 30).contains(&storage.segment_bytes.0) {
                 return fail("segment_bytes", "must be between 1 MiB and 16 GiB");
+            }
+            if storage.upload_memory.0 < 16 << 20 {
+                return fail("upload_memory", "must be at least 16 MiB");
             }
             if storage.solo_bytes.0 > storage.segment_bytes.0 / 2 || storage.solo_bytes.0 > 8 << 20
             {

@@ -64,7 +64,7 @@ pub(crate) struct StorageShard {
     names: NameCache,
     groups: RefCell<HashMap<String, u32>>,
     segments: RefCell<HashMap<SegmentNumber, Arc<Segment>>>,
-    /// Bytes of small uploads in memory.
+    /// Bytes of uploads in memory.
     upload_bytes: Cell<u64>,
     date: DateCache,
     metrics: RequestMetrics,

@@ -5,6 +5,7 @@
 //! start; a catalog that is away leaves a tombstone, and 503.
 
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reel_control::api::{NodeState, Uploaded};
@@ -23,6 +24,13 @@ use crate::conn::{Conn, ConnError};
 use crate::http::conditions::allows_write;
 use crate::http::request::{Framing, Request};
 use crate::shard::Answered;
+
+/// Memory of a large upload: one piece is received while the one before is written.
+const LARGE_BYTES: u64 = 2 * PIECE_BYTES as u64;
+/// How long an upload waits for memory (`upload_memory`).
+const MEMORY_WAIT: Duration = Duration::from_secs(10);
+/// Between looks for it.
+const MEMORY_LOOK: Duration = Duration::from_millis(5);
 
 /// What a request uploads, apart from the bytes.
 struct Upload {
@@ -164,10 +172,11 @@ impl StorageShard {
         let solo_bytes = self.node.config.solo_bytes.0;
         let known = conn.body.remaining();
         if known.is_some_and(|length| length >= solo_bytes) {
+            let _held = self.hold(LARGE_BYTES).await?;
             return self.take_large(conn, request, upload, Vec::with_capacity(PIECE_BYTES)).await;
         }
-        let reserved = known.unwrap_or(solo_bytes);
-        let _held = self.hold(reserved)?;
+        // One of unknown length may turn out to be a large one.
+        let _held = self.hold(known.unwrap_or(LARGE_BYTES)).await?;
         let mut body = Vec::with_capacity(known.unwrap_or(0) as usize);
         conn.read_body(&mut body, solo_bytes as usize).await?;
         if !conn.body.is_done() {
@@ -179,15 +188,22 @@ impl StorageShard {
         self.store_small(upload, Bytes::from(body), crc).await
     }
 
-    /// Counts memory of small uploads; given back when the guard is dropped.
-    fn hold(self: &Rc<Self>, bytes: u64) -> Result<Held, Problem> {
-        let held = self.upload_bytes.get() + bytes;
-        if held > self.node.config.upload_memory.0 {
-            let message = "too many uploads at once (upload_memory)";
-            return Err(Problem { close: true, ..Problem::new(503, "busy", message) });
+    /// Counts memory of an upload, given back when the guard is dropped. Waits a while for
+    /// others to end: meanwhile the body stays in the sender's and the kernel's buffers.
+    async fn hold(self: &Rc<Self>, bytes: u64) -> Result<Held, Problem> {
+        let deadline = Instant::now() + MEMORY_WAIT;
+        loop {
+            let held = self.upload_bytes.get() + bytes;
+            if held <= self.node.config.upload_memory.0 {
+                self.upload_bytes.set(held);
+                return Ok(Held { shard: Rc::clone(self), bytes });
+            }
+            if Instant::now() > deadline {
+                let message = "too many uploads at once (upload_memory)";
+                return Err(Problem { close: true, ..Problem::new(503, "busy", message) });
+            }
+            monoio::time::sleep(MEMORY_LOOK).await;
         }
-        self.upload_bytes.set(held);
-        Ok(Held { shard: Rc::clone(self), bytes })
     }
 
     async fn store_small(
@@ -387,7 +403,7 @@ enum Entered {
     Newer(Version),
 }
 
-/// Memory of a small upload.
+/// Memory of an upload.
 struct Held {
     shard: Rc<StorageShard>,
     bytes: u64,
