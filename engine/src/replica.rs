@@ -147,7 +147,7 @@ fn parse_records(segment: &Segment, bytes: &[u8], base: u64) -> Result<(Vec<Reco
     Ok((records, used))
 }
 
-/// The copy of a solo segment, being filled. Dropping it removes what was written.
+/// The copy of a solo segment, being filled. Dropping it removes what was written, some time later.
 pub struct SoloReplica {
     store: Arc<Store>,
     known: Known,
@@ -240,8 +240,16 @@ impl SoloReplica {
         Ok(head)
     }
 
-    /// All bytes are here: checks every block, syncs, and makes the object visible.
-    pub async fn finish(mut self) -> Result<Arrived> {
+    /// Removes what was written; only then may another try begin.
+    pub async fn abandon(mut self) -> Result<()> {
+        self.complete = true;
+        let (store, number) = (Arc::clone(&self.store), self.known.number);
+        self.store.pool().run(move || store.forget(number)).await
+    }
+
+    /// All bytes are here: checks every block, syncs, and makes the object visible. After an error
+    /// there is only [`SoloReplica::abandon`].
+    pub async fn finish(&mut self) -> Result<Arrived> {
         let path = self.store.dir().join(self.known.number.path());
         let head = self
             .head

@@ -11,7 +11,7 @@ use reel_control::client::{ClientError, Trackers};
 use reel_control::names;
 use tokio::runtime::Handle;
 
-use crate::storage::Problem;
+use crate::answer::Problem;
 
 /// Answers kept; beyond, the shard begins anew.
 const ANSWERS: usize = 16_384;

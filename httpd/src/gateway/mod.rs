@@ -17,11 +17,10 @@ use reel_control::config::{HttpConfig, HttpMode};
 use reel_control::names;
 use tokio::runtime::Handle;
 
+use crate::answer::{Answers, Problem};
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
-use crate::http::response::{Head, error_body};
-use crate::shard::{Answered, DateCache, RequestMetrics, Service};
-use crate::storage::{Problem, cross_origin, preflight_fields};
+use crate::shard::{Answered, RequestMetrics, Service};
 use crate::upstream::{Response, Upstreams};
 use addresses::AddressCache;
 
@@ -46,7 +45,7 @@ pub(crate) struct GatewayShard {
     gateway: Arc<Gateway>,
     upstreams: Upstreams,
     addresses: AddressCache,
-    date: DateCache,
+    answers: Answers,
     metrics: RequestMetrics,
     retries: metrics::Counter,
     resumed: metrics::Counter,
@@ -91,7 +90,7 @@ impl GatewayShard {
         Rc::new(Self {
             upstreams: Upstreams::new(gateway.config.idle_per_node),
             addresses: AddressCache::new(gateway.config.address_age.0),
-            date: DateCache::new(),
+            answers: Answers::new(gateway.config.cors.clone()),
             metrics: RequestMetrics::new(),
             retries: metrics::counter!("reel_upstream_retries_total"),
             resumed: metrics::counter!("reel_upstream_resumed_total"),
@@ -110,19 +109,14 @@ impl GatewayShard {
         };
         let writes = matches!(request.method, Method::Put | Method::Delete);
         if request.method == Method::Other || writes && !self.gateway.config.writes {
-            let mut head = self.head(405, request);
-            head.field("Allow", allow);
-            let body = error_body("method_not_allowed", &format!("allowed here: {allow}"));
-            return self
-                .answer(conn, request, head, 405, "application/json", body.as_bytes())
-                .await;
+            return self.answers.not_allowed(conn, request, allow).await;
         }
         if request.method == Method::Options {
-            return self.preflight(conn, request).await;
+            return self.answers.preflight(conn, request).await;
         }
         let (user, name) = match names::parse_path(&request.path) {
             Ok(names) => names,
-            Err(error) => return self.refuse(conn, request, error.into()).await,
+            Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
         if self.gateway.config.mode == HttpMode::Redirect {
             return self.redirect(conn, request, &user).await;
@@ -139,7 +133,7 @@ impl GatewayShard {
 
     async fn admin(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
         match (request.method, request.path.as_str()) {
-            (Method::Options, _) => self.preflight(conn, request).await,
+            (Method::Options, _) => self.answers.preflight(conn, request).await,
             (Method::Get | Method::Head, "/-/health") => {
                 let well = self.gateway.reachable.load(Ordering::Relaxed);
                 let (status, word) = if well {
@@ -148,13 +142,16 @@ impl GatewayShard {
                     (503, "no tracker answers with an active node")
                 };
                 let body = serde_json::json!({ "status": word }).to_string() + "\n";
-                let head = self.head(status, request);
-                self.answer(conn, request, head, status, "application/json", body.as_bytes()).await
+                let head = self.answers.head(status, request);
+                self.answers
+                    .answer(conn, request, head, status, "application/json", body.as_bytes())
+                    .await
             }
             (Method::Get | Method::Head, "/-/metrics") => {
                 let text = reel_control::metrics::render();
-                let head = self.head(200, request);
-                self.answer(conn, request, head, 200, "text/plain; version=0.0.4", text.as_bytes())
+                let head = self.answers.head(200, request);
+                self.answers
+                    .answer(conn, request, head, 200, "text/plain; version=0.0.4", text.as_bytes())
                     .await
             }
             (Method::Get | Method::Head, path) => {
@@ -169,87 +166,20 @@ impl GatewayShard {
                         };
                         self.read(conn, request, user, &path).await
                     }
-                    Some((_, Err(error))) => self.refuse(conn, request, error.into()).await,
+                    Some((_, Err(error))) => self.answers.refuse(conn, request, error.into()).await,
                     None => {
-                        self.refuse(
-                            conn,
-                            request,
-                            Problem::new(404, "not_found", "no such path here"),
-                        )
-                        .await
+                        self.answers
+                            .refuse(
+                                conn,
+                                request,
+                                Problem::new(404, "not_found", "no such path here"),
+                            )
+                            .await
                     }
                 }
             }
-            _ => {
-                let mut head = self.head(405, request);
-                head.field("Allow", "GET, HEAD, OPTIONS");
-                let body = error_body("method_not_allowed", "allowed here: GET, HEAD, OPTIONS");
-                self.answer(conn, request, head, 405, "application/json", body.as_bytes()).await
-            }
+            _ => self.answers.not_allowed(conn, request, "GET, HEAD, OPTIONS").await,
         }
-    }
-
-    fn head(&self, status: u16, request: &Request) -> Head {
-        let mut head = Head::new(status, &self.date.get());
-        let origin = &self.gateway.config.cors.allow_origin;
-        if matches!(request.method, Method::Get | Method::Head | Method::Options)
-            && !origin.is_empty()
-        {
-            cross_origin(&mut head, origin);
-        }
-        head
-    }
-
-    async fn answer(
-        &self,
-        conn: &mut Conn,
-        request: &Request,
-        mut head: Head,
-        status: u16,
-        content_type: &str,
-        body: &[u8],
-    ) -> Result<Answered, ConnError> {
-        head.field("Content-Type", content_type)
-            .field("Content-Length", body.len())
-            .connection(request.keep_alive, request.http11);
-        conn.queue(&head.end()).await?;
-        if request.method != Method::Head {
-            conn.queue(body).await?;
-        }
-        Ok(Answered { status, close: false })
-    }
-
-    async fn refuse(
-        &self,
-        conn: &mut Conn,
-        request: &Request,
-        problem: Problem,
-    ) -> Result<Answered, ConnError> {
-        if problem.status >= 500 {
-            tracing::warn!(
-                status = problem.status,
-                path = request.path,
-                message = problem.message,
-                "request failed"
-            );
-        }
-        let mut head = self.head(problem.status, request);
-        if problem.status == 503 {
-            head.field("Retry-After", 1);
-        }
-        let body = error_body(problem.error, &problem.message);
-        let answered = self
-            .answer(conn, request, head, problem.status, "application/json", body.as_bytes())
-            .await?;
-        Ok(Answered { close: problem.close, ..answered })
-    }
-
-    async fn preflight(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
-        let mut head = self.head(204, request);
-        preflight_fields(&mut head, &self.gateway.config.cors, request);
-        head.connection(request.keep_alive, request.http11);
-        conn.queue(&head.end()).await?;
-        Ok(Answered { status: 204, close: false })
     }
 }
 
@@ -263,6 +193,6 @@ impl Service for Rc<GatewayShard> {
     }
 
     fn date(&self) -> Rc<str> {
-        self.date.get()
+        self.answers.date()
     }
 }

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use super::addresses::Whose;
 use super::{Broken, GatewayShard, ROUND_PAUSE, TRY_FOR, relay_body};
+use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
 use crate::shard::Answered;
-use crate::storage::Problem;
 use crate::upstream::Response;
 
 /// Fields of a node's answer that are passed on.
@@ -79,7 +79,7 @@ impl GatewayShard {
                     }
                 }
                 Err(reason) if reason.status == 404 && begun.is_none() => {
-                    return self.refuse(conn, request, reason).await;
+                    return self.answers.refuse(conn, request, reason).await;
                 }
                 Err(reason) => problem = reason,
             }
@@ -87,7 +87,7 @@ impl GatewayShard {
                 return match begun {
                     // The head has been sent: all that is left is to break off.
                     Some(_) => Err(ConnError::Closed),
-                    None => self.refuse(conn, request, problem).await,
+                    None => self.answers.refuse(conn, request, problem).await,
                 };
             }
             monoio::time::sleep(ROUND_PAUSE).await;
@@ -167,7 +167,7 @@ impl GatewayShard {
         request: &Request,
         response: &Response,
     ) -> Result<(), ConnError> {
-        let mut head = self.head(response.status, request);
+        let mut head = self.answers.head(response.status, request);
         for name in PASSED {
             if let Some(value) = response.field(name) {
                 head.field(name, value);
@@ -191,18 +191,19 @@ impl GatewayShard {
         let node =
             match self.addresses.get(&whose, &self.gateway.trackers, &self.gateway.side).await {
                 Ok(nodes) => nodes.into_iter().next(),
-                Err(problem) => return self.refuse(conn, request, problem).await,
+                Err(problem) => return self.answers.refuse(conn, request, problem).await,
             };
         let Some(node) = node else {
             return self
+                .answers
                 .refuse(conn, request, Problem::new(503, "no_node", "no node answers"))
                 .await;
         };
         let query =
             if request.query.is_empty() { String::new() } else { format!("?{}", request.query) };
-        let mut head = self.head(307, request);
+        let mut head = self.answers.head(307, request);
         head.field("Location", format_args!("http://{node}{}{query}", request.path));
-        let answered = self.answer(conn, request, head, 307, "text/plain", b"").await?;
+        let answered = self.answers.answer(conn, request, head, 307, "text/plain", b"").await?;
         Ok(Answered { close: !conn.body.is_done(), ..answered })
     }
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::addresses::Whose;
 use super::{GatewayShard, RELAY_BYTES, ROUND_PAUSE, TRY_FOR};
+use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Framing, Request};
 use crate::shard::Answered;
-use crate::storage::Problem;
 use crate::upstream::{Begun, Response};
 
 /// Uploads up to this size are held, so that they can be tried at another node.
@@ -32,7 +32,7 @@ impl GatewayShard {
                     "length_required",
                     "an upload has Content-Length or is chunked",
                 );
-                return self.refuse(conn, request, problem).await;
+                return self.answers.refuse(conn, request, problem).await;
             }
             Framing::Length(length) => length <= HELD_BYTES,
             Framing::Chunked => false,
@@ -114,7 +114,10 @@ impl GatewayShard {
                 Err(reason) => problem = reason,
             }
             if Instant::now() > deadline {
-                return self.refuse(conn, request, Problem { close: true, ..problem }).await;
+                return self
+                    .answers
+                    .refuse(conn, request, Problem { close: true, ..problem })
+                    .await;
             }
             monoio::time::sleep(ROUND_PAUSE).await;
         }
@@ -258,11 +261,11 @@ impl GatewayShard {
     ) -> Result<Answered, ConnError> {
         let mut response = match result {
             Ok(response) => response,
-            Err(problem) => return self.refuse(conn, request, problem).await,
+            Err(problem) => return self.answers.refuse(conn, request, problem).await,
         };
         let body = response.read_all(64 * 1024).await.unwrap_or_default();
         let status = response.status;
-        let mut head = self.head(status, request);
+        let mut head = self.answers.head(status, request);
         for name in PASSED {
             if let Some(value) = response.field(name) {
                 head.field(name, value);

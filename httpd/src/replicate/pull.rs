@@ -318,6 +318,25 @@ impl Followers {
     async fn copy_solo(&self, address: SocketAddr, known: &Known) -> Result<(), Broken> {
         let store = &self.shard.node.store;
         let Some(mut replica) = SoloReplica::open(store, known).await? else { return Ok(()) };
+        let arrived = match self.fill_solo(address, known, &mut replica).await {
+            Ok(arrived) => arrived,
+            Err(error) => {
+                replica.abandon().await?;
+                return Err(error);
+            }
+        };
+        self.take_in(vec![arrived]).await?;
+        let done = self.pull(address, known.number, known.length).await?;
+        self.shard.upstreams.give_back(done);
+        Ok(())
+    }
+
+    async fn fill_solo(
+        &self,
+        address: SocketAddr,
+        known: &Known,
+        replica: &mut SoloReplica,
+    ) -> Result<Arrived, Broken> {
         while replica.next_offset() < known.length {
             let mut response = self.pull(address, known.number, replica.next_offset()).await?;
             if response.remaining() == 0 {
@@ -332,11 +351,7 @@ impl Followers {
             }
             self.shard.upstreams.give_back(response);
         }
-        let arrived = replica.finish().await?;
-        self.take_in(vec![arrived]).await?;
-        let done = self.pull(address, known.number, known.length).await?;
-        self.shard.upstreams.give_back(done);
-        Ok(())
+        Ok(replica.finish().await?)
     }
 
     /// Records that arrived: names they concern are not believed any more, objects that their

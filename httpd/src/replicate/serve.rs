@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use reel_engine::{Error, SegmentNumber};
 
 use super::{Changes, PAGE, SegmentView, SegmentsPage};
+use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
 use crate::shard::Answered;
-use crate::storage::{Problem, StorageShard};
+use crate::storage::StorageShard;
 
 /// The longest a follower may wait for news.
 const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -51,8 +52,10 @@ impl StorageShard {
         let numbers = self.node.store.list(after, PAGE);
         let next = (numbers.len() == PAGE).then(|| numbers.last().map(|last| last.get())).flatten();
         match self.describe(numbers).await {
-            Ok(segments) => self.json(conn, request, 200, &SegmentsPage { segments, next }).await,
-            Err(error) => self.refuse(conn, request, error.into()).await,
+            Ok(segments) => {
+                self.answers.json(conn, request, 200, &SegmentsPage { segments, next }).await
+            }
+            Err(error) => self.answers.refuse(conn, request, error.into()).await,
         }
     }
 
@@ -84,9 +87,9 @@ impl StorageShard {
         match self.describe(changed.unwrap_or_default().into_iter().collect()).await {
             Ok(segments) => {
                 let body = Changes { boot: self.node.boot.clone(), mark, reset, segments };
-                self.json(conn, request, 200, &body).await
+                self.answers.json(conn, request, 200, &body).await
             }
-            Err(error) => self.refuse(conn, request, error.into()).await,
+            Err(error) => self.answers.refuse(conn, request, error.into()).await,
         }
     }
 
@@ -100,6 +103,7 @@ impl StorageShard {
     ) -> Result<Answered, ConnError> {
         let Some(number) = number.parse().ok().and_then(SegmentNumber::new) else {
             return self
+                .answers
                 .refuse(
                     conn,
                     request,
@@ -112,6 +116,7 @@ impl StorageShard {
             Ok(segment) => segment,
             Err(Error::NoSegment(_)) => {
                 return self
+                    .answers
                     .refuse(
                         conn,
                         request,
@@ -119,7 +124,7 @@ impl StorageShard {
                     )
                     .await;
             }
-            Err(error) => return self.refuse(conn, request, error.into()).await,
+            Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
         if let Some(node) = number_of(request, "node").and_then(|node| u32::try_from(node).ok()) {
             self.node.acks.record(node, number, from);
@@ -127,7 +132,7 @@ impl StorageShard {
         let sealed = segment.is_sealed();
         let end = segment.durable();
         let length = end.saturating_sub(from).min(PULL_BYTES);
-        let mut head = self.head(200, request);
+        let mut head = self.answers.head(200, request);
         head.field("Content-Type", "application/octet-stream")
             .field("Content-Length", length)
             .field("Reel-Sealed", u8::from(sealed && from + length >= end));

@@ -7,7 +7,7 @@ use reel_control::names;
 use reel_engine::ObjectId;
 
 use super::StorageShard;
-use super::answer::Problem;
+use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
 use crate::shard::Answered;
@@ -22,17 +22,18 @@ impl StorageShard {
         request: &Request,
     ) -> Result<Answered, ConnError> {
         if request.method == Method::Options {
-            return self.preflight(conn, request).await;
+            return self.answers.preflight(conn, request).await;
         }
         if !matches!(request.method, Method::Get | Method::Head) {
-            return self.not_allowed(conn, request, "GET, HEAD, OPTIONS").await;
+            return self.answers.not_allowed(conn, request, "GET, HEAD, OPTIONS").await;
         }
         match request.path.as_str() {
             "/-/health" => return self.health(conn, request).await,
             "/-/metrics" => {
                 let text = self.metrics_text();
-                let head = self.head(200, request);
+                let head = self.answers.head(200, request);
                 return self
+                    .answers
                     .answer(conn, request, head, 200, "text/plain; version=0.0.4", text.as_bytes())
                     .await;
             }
@@ -53,7 +54,9 @@ impl StorageShard {
         {
             return self.files(conn, request, user).await;
         }
-        self.refuse(conn, request, Problem::new(404, "not_found", "no such path here")).await
+        self.answers
+            .refuse(conn, request, Problem::new(404, "not_found", "no such path here"))
+            .await
     }
 
     /// 200 only when an upload and a download would succeed.
@@ -92,7 +95,7 @@ impl StorageShard {
             "segment_numbers_in_hand": self.node.leases.remaining(),
             "lag": self.node.status.lag.load(std::sync::atomic::Ordering::Relaxed),
         });
-        self.json(conn, request, status, &body).await
+        self.answers.json(conn, request, status, &body).await
     }
 
     fn metrics_text(&self) -> String {
@@ -112,8 +115,8 @@ impl StorageShard {
         user: &str,
     ) -> Result<Answered, ConnError> {
         match self.list(request, user).await {
-            Ok(files) => self.json(conn, request, 200, &files).await,
-            Err(problem) => self.refuse(conn, request, problem).await,
+            Ok(files) => self.answers.json(conn, request, 200, &files).await,
+            Err(problem) => self.answers.refuse(conn, request, problem).await,
         }
     }
 

@@ -11,8 +11,8 @@ use reel_engine::format::record::RecordKind;
 use reel_engine::{Draft, ObjectId, Version};
 
 use super::StorageShard;
-use super::answer::Problem;
 use super::put::{stamp_of, version_of};
+use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::conditions::allows_write;
 use crate::http::request::Request;
@@ -29,12 +29,12 @@ impl StorageShard {
     ) -> Result<Answered, ConnError> {
         match self.try_delete(request).await {
             Ok(()) => {
-                let mut head = self.head(204, request);
+                let mut head = self.answers.head(204, request);
                 head.connection(request.keep_alive, request.http11);
                 conn.queue(&head.end()).await?;
                 Ok(Answered { status: 204, close: false })
             }
-            Err(problem) => self.refuse(conn, request, problem).await,
+            Err(problem) => self.answers.refuse(conn, request, problem).await,
         }
     }
 

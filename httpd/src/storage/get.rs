@@ -9,9 +9,9 @@ use reel_control::api::NodeState;
 use reel_control::names;
 use reel_engine::{Error, Located, ObjectId, Segment, read};
 
-use super::answer::Problem;
 use super::names::{File, Remembered};
 use super::{Method, StorageShard};
+use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::conditions::{Verdict, judge};
 use crate::http::range::{self, Asked};
@@ -42,16 +42,18 @@ impl StorageShard {
     ) -> Result<Answered, ConnError> {
         let (user, name) = match names::parse_path(&request.path) {
             Ok(names) => names,
-            Err(error) => return self.refuse(conn, request, error.into()).await,
+            Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
         let file = match self.find(&user, &name).await {
             Ok(Some(file)) => file,
-            Ok(None) => return self.refuse(conn, request, Problem::not_found(&user, &name)).await,
-            Err(problem) => return self.refuse(conn, request, problem).await,
+            Ok(None) => {
+                return self.answers.refuse(conn, request, Problem::not_found(&user, &name)).await;
+            }
+            Err(problem) => return self.answers.refuse(conn, request, problem).await,
         };
         if file.row.group != self.node.config.group {
             let problem = Problem::other_group(file.row.group, self.node.config.group);
-            return self.refuse(conn, request, problem).await;
+            return self.answers.refuse(conn, request, problem).await;
         }
         match self.send_object(conn, request, &file).await? {
             Some(answered) => Ok(answered),
@@ -63,11 +65,15 @@ impl StorageShard {
                         if let Some(answered) = self.send_object(conn, request, &again).await? {
                             return Ok(answered);
                         }
-                        self.refuse(conn, request, unreachable_object(&again)).await
+                        self.answers.refuse(conn, request, unreachable_object(&again)).await
                     }
-                    Ok(Some(_)) => self.refuse(conn, request, unreachable_object(&file)).await,
-                    Ok(None) => self.refuse(conn, request, Problem::not_found(&user, &name)).await,
-                    Err(problem) => self.refuse(conn, request, problem).await,
+                    Ok(Some(_)) => {
+                        self.answers.refuse(conn, request, unreachable_object(&file)).await
+                    }
+                    Ok(None) => {
+                        self.answers.refuse(conn, request, Problem::not_found(&user, &name)).await
+                    }
+                    Err(problem) => self.answers.refuse(conn, request, problem).await,
                 }
             }
         }
@@ -125,7 +131,7 @@ impl StorageShard {
                     "precondition_failed",
                     "the file is not in the state that the condition names",
                 );
-                return self.refuse(conn, request, problem).await.map(Some);
+                return self.answers.refuse(conn, request, problem).await.map(Some);
             }
         };
         // RFC 9110 §14.2: Range is only defined for GET.
@@ -133,13 +139,14 @@ impl StorageShard {
             request.fields.range.as_deref().filter(|_| ranges && request.method == Method::Get);
         let asked = range::parse(field, row.bytes, self.node.config.limits.ranges);
         if asked == Asked::Unsatisfiable {
-            let mut head = self.head(416, request);
+            let mut head = self.answers.head(416, request);
             head.field("Content-Range", format_args!("bytes */{}", row.bytes));
             let body = crate::http::response::error_body(
                 "range",
                 &format!("the file has {} bytes", row.bytes),
             );
             return self
+                .answers
                 .answer(conn, request, head, 416, "application/json", body.as_bytes())
                 .await
                 .map(Some);
@@ -164,7 +171,9 @@ impl StorageShard {
                         tracing::error!(%error, user = row.user, name = row.name, "damaged object; asking the peers");
                         match self.send_from_peer(conn, request, object).await? {
                             Some(answered) => Ok(Some(answered)),
-                            None => self.refuse(conn, request, error.into()).await.map(Some),
+                            None => {
+                                self.answers.refuse(conn, request, error.into()).await.map(Some)
+                            }
                         }
                     }
                 }
@@ -191,7 +200,7 @@ impl StorageShard {
         request: &Request,
         file: &File,
     ) -> Result<Answered, ConnError> {
-        let mut head = self.head(304, request);
+        let mut head = self.answers.head(304, request);
         head.field("ETag", &file.etag).field("Last-Modified", &file.modified);
         head.connection(request.keep_alive, request.http11);
         conn.queue(&head.end()).await?;
@@ -205,7 +214,7 @@ impl StorageShard {
         request: &Request,
         file: &File,
     ) -> crate::http::response::Head {
-        let mut head = self.head(status, request);
+        let mut head = self.answers.head(status, request);
         head.field("ETag", &file.etag)
             .field("Last-Modified", &file.modified)
             .field("Accept-Ranges", "bytes")
@@ -336,7 +345,7 @@ impl StorageShard {
         mut response: Response,
     ) -> Result<Answered, ConnError> {
         let status = response.status;
-        let mut head = self.head(status, request);
+        let mut head = self.answers.head(status, request);
         for name in [
             "ETag",
             "Last-Modified",
@@ -367,20 +376,20 @@ impl StorageShard {
         let Ok(object) = id.parse::<ObjectId>() else {
             let problem =
                 Problem::new(400, "bad_request", "an object id has up to 16 hexadecimal digits");
-            return self.refuse(conn, request, problem).await;
+            return self.answers.refuse(conn, request, problem).await;
         };
         let missing = || Problem::new(404, "not_found", format!("object {object} is not here"));
         let (segment, located) = match self.locate(object).await {
             Ok(Some(found)) => found,
-            Ok(None) => return self.refuse(conn, request, missing()).await,
-            Err(error) => return self.refuse(conn, request, error.into()).await,
+            Ok(None) => return self.answers.refuse(conn, request, missing()).await,
+            Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
         let reader = Arc::clone(&segment);
         let head = self.node.store.pool().run(move || reader.read_head(object.slot())).await;
         let head = match head {
             Ok(Some(head)) => head,
-            Ok(None) => return self.refuse(conn, request, missing()).await,
-            Err(error) => return self.refuse(conn, request, error.into()).await,
+            Ok(None) => return self.answers.refuse(conn, request, missing()).await,
+            Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
         let file = File::new(reel_control::catalog::Row {
             object: object.as_u64(),
@@ -404,7 +413,7 @@ impl StorageShard {
         match self.send_here(conn, request, &file, &segment, &located, &asked).await {
             Ok(answered) => Ok(answered),
             Err(Here::Conn(error)) => Err(error),
-            Err(Here::Damaged(error)) => self.refuse(conn, request, error.into()).await,
+            Err(Here::Damaged(error)) => self.answers.refuse(conn, request, error.into()).await,
         }
     }
 }

@@ -2,7 +2,6 @@
 
 mod acks;
 mod admin;
-mod answer;
 mod delete;
 mod get;
 mod names;
@@ -26,11 +25,11 @@ pub(crate) use acks::Acks;
 pub(crate) use names::Epochs;
 pub(crate) use offer::offer_again;
 
+use crate::answer::Answers;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
-use crate::shard::{Answered, DateCache, RequestMetrics, Service};
+use crate::shard::{Answered, RequestMetrics, Service};
 use crate::upstream::Upstreams;
-pub(crate) use answer::{Problem, cross_origin, preflight_fields};
 use names::NameCache;
 use stage::CatalogStage;
 
@@ -66,7 +65,7 @@ pub(crate) struct StorageShard {
     segments: RefCell<HashMap<SegmentNumber, Arc<Segment>>>,
     /// Bytes of uploads in memory.
     upload_bytes: Cell<u64>,
-    date: DateCache,
+    pub(crate) answers: Answers,
     metrics: RequestMetrics,
     received: metrics::Counter,
     repaired: metrics::Counter,
@@ -84,7 +83,7 @@ impl StorageShard {
             groups: RefCell::default(),
             segments: RefCell::default(),
             upload_bytes: Cell::new(0),
-            date: DateCache::new(),
+            answers: Answers::new(node.config.cors.clone()),
             metrics: RequestMetrics::new(),
             received: metrics::counter!("reel_received_bytes_total"),
             repaired: metrics::counter!("reel_peer_reads_total"),
@@ -141,9 +140,9 @@ impl StorageShard {
             Method::Get | Method::Head => self.get(conn, request).await,
             Method::Put => self.put(conn, request).await,
             Method::Delete => self.delete(conn, request).await,
-            Method::Options => self.preflight(conn, request).await,
+            Method::Options => self.answers.preflight(conn, request).await,
             Method::Other => {
-                self.not_allowed(conn, request, "GET, HEAD, PUT, DELETE, OPTIONS").await
+                self.answers.not_allowed(conn, request, "GET, HEAD, PUT, DELETE, OPTIONS").await
             }
         }
     }
@@ -162,6 +161,6 @@ impl Service for Rc<StorageShard> {
     }
 
     fn date(&self) -> Rc<str> {
-        self.date.get()
+        self.answers.date()
     }
 }

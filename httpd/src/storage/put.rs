@@ -18,8 +18,8 @@ use reel_engine::solo::{PIECE_BYTES, SoloUpload};
 use reel_engine::{Draft, ObjectId, Stored, Version};
 
 use super::StorageShard;
-use super::answer::Problem;
 use super::names::etag;
+use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::conditions::allows_write;
 use crate::http::request::{Framing, Request};
@@ -84,7 +84,7 @@ impl StorageShard {
             Ok((created, uploaded)) => {
                 let status = if created { 201 } else { 200 };
                 let text = serde_json::to_string(&uploaded).map_err(std::io::Error::from)? + "\n";
-                let mut head = self.head(status, request);
+                let mut head = self.answers.head(status, request);
                 let object = uploaded.object.parse::<ObjectId>().map_or(0, ObjectId::as_u64);
                 head.field(
                     "ETag",
@@ -93,9 +93,11 @@ impl StorageShard {
                 if created {
                     head.field("Location", names::encode_path(&uploaded.user, &uploaded.name));
                 }
-                self.answer(conn, request, head, status, "application/json", text.as_bytes()).await
+                self.answers
+                    .answer(conn, request, head, status, "application/json", text.as_bytes())
+                    .await
             }
-            Err(Failed::Problem(problem)) => self.refuse(conn, request, problem).await,
+            Err(Failed::Problem(problem)) => self.answers.refuse(conn, request, problem).await,
             Err(Failed::Conn(error)) => Err(error),
         }
     }

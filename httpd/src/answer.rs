@@ -1,14 +1,16 @@
-//! Answers of a storage node: errors with the status that fits them, CORS, JSON.
+//! Answers: errors with the status that fits them, CORS, JSON. The same for nodes and HTTP servers.
+
+use std::rc::Rc;
 
 use reel_control::catalog::CatalogError;
+use reel_control::config::CorsConfig;
 use reel_control::names::NameError;
 use reel_engine::Error;
 
-use super::StorageShard;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
 use crate::http::response::{Head, error_body};
-use crate::shard::Answered;
+use crate::shard::{Answered, DateCache};
 
 /// A refusal: status, word for programs, line for people.
 #[derive(Debug, Clone)]
@@ -69,11 +71,27 @@ impl From<Error> for Problem {
     }
 }
 
-impl StorageShard {
+/// What makes a shard's answers.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    date: DateCache,
+    cors: CorsConfig,
+}
+
+impl Answers {
+    pub(crate) fn new(cors: CorsConfig) -> Self {
+        Self { date: DateCache::new(), cors }
+    }
+
+    /// The date for response heads.
+    pub(crate) fn date(&self) -> Rc<str> {
+        self.date.get()
+    }
+
     /// A head with the date and, where they are due, the cross-origin fields.
     pub(crate) fn head(&self, status: u16, request: &Request) -> Head {
         let mut head = Head::new(status, &self.date.get());
-        let origin = &self.node.config.cors.allow_origin;
+        let origin = &self.cors.allow_origin;
         if matches!(request.method, Method::Get | Method::Head | Method::Options)
             && !origin.is_empty()
         {
@@ -83,7 +101,7 @@ impl StorageShard {
     }
 
     /// Sends a complete answer with a body in memory.
-    pub(super) async fn answer(
+    pub(crate) async fn answer(
         &self,
         conn: &mut Conn,
         request: &Request,
@@ -144,7 +162,7 @@ impl StorageShard {
     }
 
     /// 405 with the methods that would do.
-    pub(super) async fn not_allowed(
+    pub(crate) async fn not_allowed(
         &self,
         conn: &mut Conn,
         request: &Request,
@@ -157,13 +175,13 @@ impl StorageShard {
     }
 
     /// `OPTIONS`, and the preflight of a cross-origin request (Fetch standard §3.2).
-    pub(super) async fn preflight(
+    pub(crate) async fn preflight(
         &self,
         conn: &mut Conn,
         request: &Request,
     ) -> Result<Answered, ConnError> {
         let mut head = self.head(204, request);
-        preflight_fields(&mut head, &self.node.config.cors, request);
+        preflight_fields(&mut head, &self.cors, request);
         head.connection(request.keep_alive, request.http11);
         conn.queue(&head.end()).await?;
         Ok(Answered { status: 204, close: false })
@@ -171,7 +189,7 @@ impl StorageShard {
 }
 
 /// The fields that let pages of other origins read.
-pub(crate) fn cross_origin(head: &mut Head, origin: &str) {
+fn cross_origin(head: &mut Head, origin: &str) {
     head.field("Access-Control-Allow-Origin", origin).field(
         "Access-Control-Expose-Headers",
         "Accept-Ranges, Content-Length, Content-Range, ETag, Last-Modified",
@@ -182,11 +200,7 @@ pub(crate) fn cross_origin(head: &mut Head, origin: &str) {
 }
 
 /// What a preflight asks for: reading, with ranges.
-pub(crate) fn preflight_fields(
-    head: &mut Head,
-    cors: &reel_control::config::CorsConfig,
-    request: &Request,
-) {
+fn preflight_fields(head: &mut Head, cors: &reel_control::config::CorsConfig, request: &Request) {
     head.field("Allow", "GET, HEAD, PUT, DELETE, OPTIONS");
     if !cors.allow_origin.is_empty() && request.fields.origin.is_some() {
         head.field("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS")
