@@ -294,3 +294,40 @@ fn uploads_go_on_without_the_id_server_and_reads_without_the_trackers() {
     assert_eq!(get(&http.address, "/ann/a").unwrap().body, b"a");
     assert!(get(&node.address, "/ann/49").unwrap().body == bytes(49, 2_000_000));
 }
+
+#[test]
+fn two_id_servers_on_postgresql_never_give_a_number_twice() {
+    let Some(postgres) =
+        postgres::Postgres::start("two_id_servers_on_postgresql_never_give_a_number_twice")
+    else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let config = format!("catalog = \"{}\"\n[id]\nlisten = \"127.0.0.1:0\"\n", postgres.url());
+    let mut numbers = Vec::new();
+    for round in 0..3 {
+        let servers: Vec<_> = (0..2)
+            .map(|_| crate::harness::Role::start("id", dir.path(), &config).unwrap())
+            .collect();
+        for _ in 0..5 {
+            for server in &servers {
+                let body = format!("{{\"cluster\":\"reel\",\"node\":{round},\"count\":10}}");
+                let head = format!(
+                    "POST /-/v1/lease HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {}",
+                    body.len()
+                );
+                let lease = crate::harness::request(&server.address, &head, body.as_bytes())
+                    .unwrap()
+                    .json();
+                let first = lease["first"].as_u64().unwrap();
+                numbers.extend(first..first + lease["count"].as_u64().unwrap());
+            }
+        }
+        // kill -9 of both; the next ones go on above.
+        servers.into_iter().for_each(crate::harness::Role::kill);
+    }
+    let count = numbers.len();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!((numbers.len(), count), (300, 300));
+}

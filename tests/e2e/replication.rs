@@ -159,3 +159,77 @@ fn trackers_show_the_same_bytes() {
         same().filter(|views| views[1].len() > 100)
     });
 }
+
+/// A node that is killed while it sends the body; the other one goes on at that byte.
+fn broken_off_in_mid_body(read: impl FnOnce(&Base, &mut dyn FnMut()) -> Vec<u8>) {
+    let base = Base::start();
+    // Larger than all buffers on the way.
+    let body = bytes(77, 60_000_000);
+    let nodes = [base.storage(101, "one", "ack = 2"), base.storage(102, "two", "ack = 2")];
+    eventually("both nodes take it", || {
+        put(&nodes[0].address, "/ann/film", &body).ok().filter(|answer| answer.status < 300)
+    });
+    let whole = read(&base, &mut || {
+        // The one that serves has a request in progress.
+        let serving = eventually("one of the nodes serves", || {
+            nodes.iter().find(|node| {
+                get(&node.address, "/-/health").is_ok_and(|health| health.json()["load"] == 1)
+            })
+        });
+        crate::harness::kill(serving.pid());
+    });
+    assert!(whole == body, "{} of {} bytes", whole.len(), body.len());
+}
+
+/// Reads slowly at first, so that the body is still under way when `then` is called.
+fn read_in_two(mut from: impl std::io::Read, then: &mut dyn FnMut()) -> Vec<u8> {
+    let mut whole = vec![0; 1_000_000];
+    from.read_exact(&mut whole).unwrap();
+    then();
+    from.read_to_end(&mut whole).unwrap();
+    whole
+}
+
+#[test]
+fn an_http_server_goes_on_at_the_exact_byte_when_a_node_dies() {
+    use std::io::Write;
+    broken_off_in_mid_body(|base, then| {
+        let http = Role::start(
+            "http",
+            base.dir.path(),
+            &format!(
+                "trackers = [\"{}\"]\n[http]\nlisten = \"127.0.0.1:0\"\nshards = 1\n",
+                base.tracker.address
+            ),
+        )
+        .unwrap();
+        crate::harness::wait_healthy(&http.address);
+        let mut stream = std::net::TcpStream::connect(&http.address).unwrap();
+        stream
+            .write_all(b"GET /ann/film HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let whole = read_in_two(stream, then);
+        let metrics = String::from_utf8(get(&http.address, "/-/metrics").unwrap().body).unwrap();
+        let count = metrics.lines().find_map(|line| {
+            line.strip_prefix("reel_upstream_resumed_total ")?.parse::<u32>().ok()
+        });
+        assert_eq!(count, Some(1), "it went on once");
+        let head = whole.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+        whole[head..].to_vec()
+    });
+}
+
+#[test]
+fn the_client_goes_on_at_the_exact_byte_when_a_node_dies() {
+    broken_off_in_mid_body(|base, then| {
+        let mut child = crate::harness::reel()
+            .args(["get", "ann/film", "-o", "-"])
+            .env("REEL_TRACKERS", &base.tracker.address)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let whole = read_in_two(child.stdout.take().unwrap(), then);
+        assert!(child.wait().unwrap().success());
+        whole
+    });
+}

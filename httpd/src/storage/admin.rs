@@ -93,6 +93,7 @@ impl StorageShard {
             "capacity": total,
             "segments": self.node.store.segment_count(),
             "segment_numbers_in_hand": self.node.leases.remaining(),
+            "load": self.node.status.load.load(std::sync::atomic::Ordering::Relaxed),
             "lag": self.node.status.lag.load(std::sync::atomic::Ordering::Relaxed),
         });
         self.answers.json(conn, request, status, &body).await

@@ -151,10 +151,11 @@ impl StorageShard {
 impl Service for Rc<StorageShard> {
     async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
         let (started, before) = (Instant::now(), conn.sent);
-        let load = &self.node.status.load;
-        load.fetch_add(1, Ordering::Relaxed);
+        // Load is what clients ask for; peers and probes do not count.
+        let load = u32::from(!request.path.starts_with("/-/"));
+        self.node.status.load.fetch_add(load, Ordering::Relaxed);
         let result = self.route(conn, request).await;
-        load.fetch_sub(1, Ordering::Relaxed);
+        self.node.status.load.fetch_sub(load, Ordering::Relaxed);
         let status = result.as_ref().map_or(499, |answered| answered.status);
         self.metrics.count(request.method, status, conn.sent.saturating_sub(before), started);
         result
