@@ -9,6 +9,7 @@ use reel_control::ids::{self, Mark, MarkFile};
 use reel_control::{metrics, serve, tracker as tracker_role};
 use reel_httpd::{Common, RunError, bind, run_gateway, run_storage};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::RoleArgs;
@@ -26,8 +27,9 @@ impl From<RunError> for Failure {
     }
 }
 
-/// Loads the configuration, and sets up log and metrics.
-fn begin(args: &RoleArgs, role: &'static str) -> Result<Config, Failure> {
+/// Loads the configuration, and sets up log and metrics. The log is written by a thread of its own
+/// and loses lines rather than hold a shard up; what is left of it is written when the guard goes.
+fn begin(args: &RoleArgs, role: &'static str) -> Result<(Config, WorkerGuard), Failure> {
     if args.with_parent {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
             .map_err(|error| {
@@ -41,14 +43,11 @@ fn begin(args: &RoleArgs, role: &'static str) -> Result<Config, Failure> {
             Failure::failed(format!("{}: log level: {error}", args.config.display()))
         })?;
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(ansi)
-        .init();
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ansi).init();
     metrics::install();
     tracing::info!(role, version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "starts");
-    Ok(config)
+    Ok((config, guard))
 }
 
 fn missing(path: &Path, section: &'static str) -> Failure {
@@ -129,7 +128,7 @@ fn serve_router(
 }
 
 pub fn tracker(args: &RoleArgs) -> Result<(), Failure> {
-    let config = begin(args, "tracker")?;
+    let (config, _log) = begin(args, "tracker")?;
     let section = config.tracker.clone().ok_or_else(|| missing(&args.config, "tracker"))?;
     let url = config.catalog_url(&args.config)?.to_owned();
     serve_router(section.listen, async {
@@ -138,7 +137,7 @@ pub fn tracker(args: &RoleArgs) -> Result<(), Failure> {
 }
 
 pub fn id(args: &RoleArgs) -> Result<(), Failure> {
-    let config = begin(args, "id")?;
+    let (config, _log) = begin(args, "id")?;
     let section = config.id.clone().ok_or_else(|| missing(&args.config, "id"))?;
     serve_router(section.listen, async {
         let mark = match &section.mark {
@@ -163,7 +162,7 @@ pub fn id(args: &RoleArgs) -> Result<(), Failure> {
 }
 
 pub fn storage(args: &RoleArgs) -> Result<(), Failure> {
-    let config = begin(args, "storage")?;
+    let (config, _log) = begin(args, "storage")?;
     let section = config.storage.clone().ok_or_else(|| missing(&args.config, "storage"))?;
     let url = config.catalog_url(&args.config)?.to_owned();
     run_storage(common(&config), section, url, ready, stop_on_signal)?;
@@ -171,7 +170,7 @@ pub fn storage(args: &RoleArgs) -> Result<(), Failure> {
 }
 
 pub fn http(args: &RoleArgs) -> Result<(), Failure> {
-    let config = begin(args, "http")?;
+    let (config, _log) = begin(args, "http")?;
     let section = config.http.clone().ok_or_else(|| missing(&args.config, "http"))?;
     run_gateway(common(&config), section, ready, stop_on_signal)?;
     Ok(())

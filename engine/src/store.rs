@@ -408,11 +408,17 @@ impl Store {
         }
     }
 
+    /// Takes the last steps of a sealed segment whose records are all confirmed. Both who seals and
+    /// who confirms the last record come here; one of them does it.
     fn settle_blocking(&self, segment: &Arc<Segment>) -> Result<()> {
-        let number = segment.number();
-        if segment.is_retired() || !segment.is_sealed() {
+        if segment.is_retired() || !segment.is_sealed() || !segment.begin_settling() {
             return Ok(());
         }
+        self.settle_once(segment).inspect_err(|_| segment.end_settling())
+    }
+
+    fn settle_once(&self, segment: &Arc<Segment>) -> Result<()> {
+        let number = segment.number();
         // Marks set on the table in memory since it was written are written along.
         if let Some(table @ SlotTable::Active(_)) = segment.table() {
             table.write(segment.path(), number, segment.header().generation, segment.durable())?;

@@ -30,6 +30,8 @@ pub struct Segment {
     retired: AtomicBool,
     /// Records the catalog has not confirmed yet.
     unsettled: AtomicU32,
+    /// Somebody is settling it.
+    settling: AtomicBool,
 }
 
 /// What finds the objects.
@@ -86,6 +88,7 @@ impl Segment {
             sealed: AtomicBool::new(sealed),
             retired: AtomicBool::new(false),
             unsettled: AtomicU32::new(0),
+            settling: AtomicBool::new(false),
         }
     }
 
@@ -154,6 +157,16 @@ impl Segment {
     /// One record less to confirm; true when that was the last.
     pub(crate) fn settle_one(&self) -> bool {
         self.unsettled.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Takes the right to settle it; false when another thread has it.
+    pub(crate) fn begin_settling(&self) -> bool {
+        !self.settling.swap(true, Ordering::AcqRel)
+    }
+
+    /// Settling failed: another try may be made.
+    pub(crate) fn end_settling(&self) {
+        self.settling.store(false, Ordering::Release);
     }
 
     /// Records the catalog has not confirmed yet.
