@@ -8,9 +8,11 @@
 //!
 //! This crate knows no network, no SQL and no tokio.
 
+mod changes;
 pub mod clock;
 pub mod disk;
 mod error;
+mod folder;
 pub mod format;
 pub mod id;
 pub mod read;

@@ -1,20 +1,21 @@
 //! A data folder: its segments, open and known, and what happens to them as a whole.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::changes::Changes;
 use crate::clock::{Clock, now_ms};
 use crate::disk::{self, DiskPool, Job};
 use crate::error::{Error, Result};
+use crate::folder;
+use crate::format::HEADER_BYTES;
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
 use crate::format::superblock::Superblock;
-use crate::format::{FORMAT, FormatError, HEADER_BYTES};
 use crate::id::{ObjectId, SegmentNumber};
 use crate::recover;
 use crate::segment::{self, Segment};
@@ -26,9 +27,6 @@ pub type NumberSource = Arc<dyn Fn() -> Option<SegmentNumber> + Send + Sync>;
 
 /// Makes durable what the catalog has committed so far; called on a disk thread.
 pub type Barrier = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
-
-/// Changed segments that followers can still ask for; one that is further behind lists anew.
-const CHANGES: usize = 65_536;
 
 /// How a data folder is opened.
 #[derive(Clone)]
@@ -105,19 +103,6 @@ impl std::fmt::Debug for Store {
     }
 }
 
-#[derive(Debug)]
-struct Changes {
-    /// The mark after the last change. Starts at 1: a follower that has seen nothing says 0.
-    end: u64,
-    recent: VecDeque<SegmentNumber>,
-}
-
-impl Default for Changes {
-    fn default() -> Self {
-        Self { end: 1, recent: VecDeque::new() }
-    }
-}
-
 /// A fresh packed segment and the file to write it through.
 pub(crate) struct Fresh {
     pub(crate) segment: Arc<Segment>,
@@ -137,8 +122,8 @@ impl Store {
     pub fn open(options: StoreOptions) -> Result<(Arc<Self>, Recovery)> {
         let dir = options.dir.clone();
         std::fs::create_dir_all(&dir).map_err(|error| Error::io("create folder", &dir, error))?;
-        let lock = lock(&dir, options.node)?;
-        let superblock = superblock(&options)?;
+        let lock = folder::lock(&dir, options.node)?;
+        let superblock = folder::superblock(&options)?;
         disk::create_dirs(&dir, &dir.join("active"))?;
         let pool = DiskPool::start(options.disk_threads.max(1))
             .map_err(|error| Error::io("start disk threads for", &dir, error))?;
@@ -146,7 +131,7 @@ impl Store {
             clock: Clock::new(options.node),
             pool,
             open: RwLock::default(),
-            known: RwLock::new(list_segments(&dir)?),
+            known: RwLock::new(folder::list_segments(&dir)?),
             changes: Mutex::default(),
             grown: Signal::default(),
             free: AtomicU64::new(0),
@@ -257,32 +242,14 @@ impl Store {
 
     /// Tells followers that a segment changed.
     pub(crate) fn note_change(&self, number: SegmentNumber) {
-        let mut changes = self.changes.lock();
-        if changes.recent.back() != Some(&number) {
-            if changes.recent.len() == CHANGES {
-                changes.recent.pop_front();
-            }
-            changes.recent.push_back(number);
-        }
-        // Also when the entry stays: a follower that has seen it must see it again.
-        changes.end += 1;
-        drop(changes);
+        self.changes.lock().note(number);
         self.grown.raise();
     }
 
     /// Segments that changed since `seen` (0 for all), and the mark to ask with next. `None` when
     /// `seen` is too long ago: list all.
     pub fn changes_since(&self, seen: u64) -> (u64, Option<BTreeSet<SegmentNumber>>) {
-        let changes = self.changes.lock();
-        let behind = changes.end.saturating_sub(seen);
-        if seen == 0
-            || seen > changes.end
-            || behind > changes.recent.len() as u64 && changes.recent.len() == CHANGES
-        {
-            return (changes.end, None);
-        }
-        let recent = changes.recent.iter().rev().take(usize::try_from(behind).unwrap_or(CHANGES));
-        (changes.end, Some(recent.copied().collect()))
+        self.changes.lock().since(seen)
     }
 
     /// Numbers above `after`, in order, at most `limit`.
@@ -477,120 +444,4 @@ impl Store {
         disk::remove_if_there(&table_path(&path))?;
         disk::remove_if_there(&self.marker(number))
     }
-}
-
-fn lock(dir: &Path, node: u32) -> Result<File> {
-    let path = dir.join("lock");
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|error| Error::io("open", &path, error))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            let _ = file.read_to_string(&mut holder);
-            let holder = match holder.trim() {
-                "" => "another process".to_owned(),
-                holder => holder.to_owned(),
-            };
-            return Err(Error::Locked { path: dir.to_owned(), holder });
-        }
-        Err(error) => return Err(Error::io("lock", &path, error.into())),
-    }
-    let line = format!("node {node}, process {}\n", std::process::id());
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| file.write_all(line.as_bytes()))
-        .map_err(|error| Error::io("write", &path, error))?;
-    Ok(file)
-}
-
-fn superblock(options: &StoreOptions) -> Result<Superblock> {
-    let path = options.dir.join("superblock");
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            if !list_segments(&options.dir)?.is_empty() {
-                return Err(Error::damaged(
-                    &path,
-                    0,
-                    "the superblock is missing, but there are segments",
-                ));
-            }
-            let made = Superblock {
-                cluster: options.cluster.clone(),
-                node: options.node,
-                group: options.group,
-                instance: random_u128(&path)?,
-                created_ms: now_ms(),
-            };
-            disk::replace_file(&path, &made.encode())?;
-            return Ok(made);
-        }
-        Err(error) => return Err(Error::io("read", &path, error)),
-    };
-    let found = Superblock::decode(&bytes).map_err(|error| match error {
-        FormatError::Version(found) => {
-            Error::UnknownFormat { path: path.clone(), found, known: FORMAT }
-        }
-        error => Error::damaged(&path, 0, error.to_string()),
-    })?;
-    let expected = (options.node, options.group, options.cluster.as_str());
-    if (found.node, found.group, found.cluster.as_str()) != expected {
-        let name = |(node, group, cluster): (u32, u32, &str)| {
-            format!("node {node} of group {group} in cluster {cluster:?}")
-        };
-        return Err(Error::ForeignFolder {
-            path: options.dir.clone(),
-            found: name((found.node, found.group, &found.cluster)),
-            expected: name(expected),
-        });
-    }
-    Ok(found)
-}
-
-fn random_u128(path: &Path) -> Result<u128> {
-    let source = Path::new("/dev/urandom");
-    let mut bytes = [0; 16];
-    File::open(source)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|error| Error::io("read random bytes for", path, error))?;
-    Ok(u128::from_le_bytes(bytes))
-}
-
-/// Numbers of the segment files under `dir`, from folder listings alone.
-fn list_segments(dir: &Path) -> Result<BTreeSet<SegmentNumber>> {
-    let mut found = BTreeSet::new();
-    for outer in folders(dir)? {
-        for inner in folders(&outer)? {
-            let entries =
-                std::fs::read_dir(&inner).map_err(|error| Error::io("list", &inner, error))?;
-            for entry in entries {
-                let path = entry.map_err(|error| Error::io("list", &inner, error))?.path();
-                if path.extension().is_some_and(|extension| extension == "seg") {
-                    found.extend(SegmentNumber::from_file_name(&path));
-                }
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Sub-folders whose names are two hexadecimal digits.
-fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(|error| Error::io("list", dir, error))? {
-        let entry = entry.map_err(|error| Error::io("list", dir, error))?;
-        let name = entry.file_name();
-        let hex = name.len() == 2
-            && name.to_str().is_some_and(|name| u8::from_str_radix(name, 16).is_ok());
-        if hex && entry.path().is_dir() {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
 }

@@ -7,6 +7,7 @@ mod get;
 mod names;
 mod offer;
 mod put;
+mod source;
 mod stage;
 
 use std::cell::{Cell, RefCell};

@@ -2,9 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de};
+
+mod units;
+
+pub use units::{ByteSize, Span};
 
 /// A configuration that cannot be used: one line for a person.
 #[derive(Debug, thiserror::Error)]
@@ -37,86 +40,6 @@ pub enum ConfigError {
         /// The section.
         section: &'static str,
     },
-}
-
-/// A number of bytes: an integer, or a text such as `"256 MiB"` (KiB, MiB, GiB, TiB; kB, MB, GB, TB).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ByteSize(pub u64);
-
-/// A time span: a text such as `"250 ms"`, `"2 s"`, `"5 min"`, `"1 h"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
-
-fn split_unit(text: &str) -> Option<(f64, &str)> {
-    let text = text.trim();
-    let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    Some((number.parse().ok()?, unit.trim()))
-}
-
-impl ByteSize {
-    /// Understands `"64 MiB"` and the like.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (number, unit) = split_unit(text)?;
-        let scale: u64 = match unit {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            "TiB" => 1 << 40,
-            "kB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "TB" => 1_000_000_000_000,
-            _ => return None,
-        };
-        Some(Self((number * scale as f64) as u64))
-    }
-}
-
-impl Span {
-    /// Understands `"250 ms"` and the like.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (number, unit) = split_unit(text)?;
-        let seconds = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "min" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        Duration::try_from_secs_f64(number * seconds).ok().map(Self)
-    }
-
-    const fn ms(ms: u64) -> Self {
-        Self(Duration::from_millis(ms))
-    }
-}
-
-impl<'de> Deserialize<'de> for ByteSize {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Number(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Number(bytes) => Ok(Self(bytes)),
-            Form::Text(text) => Self::parse(&text).ok_or_else(|| {
-                de::Error::custom(format!("{text:?} is not a size such as \"256 MiB\""))
-            }),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text).ok_or_else(|| {
-            de::Error::custom(format!("{text:?} is not a time such as \"500 ms\" or \"2 s\""))
-        })
-    }
 }
 
 /// The whole file. Every role reads its own section and the common keys.
@@ -512,10 +435,10 @@ fn find_key(text: &str, key: &str) -> Option<usize> {
 /// A commented example for a role; `None` for a role that is not one.
 pub fn example(role: &str) -> Option<&'static str> {
     match role {
-        "tracker" => Some(include_str!("../examples/tracker.toml")),
-        "id" => Some(include_str!("../examples/id.toml")),
-        "storage" => Some(include_str!("../examples/storage.toml")),
-        "http" => Some(include_str!("../examples/http.toml")),
+        "tracker" => Some(include_str!("../../examples/tracker.toml")),
+        "id" => Some(include_str!("../../examples/id.toml")),
+        "storage" => Some(include_str!("../../examples/storage.toml")),
+        "http" => Some(include_str!("../../examples/http.toml")),
         _ => None,
     }
 }
@@ -554,14 +477,5 @@ mod tests {
             let text = example(role).expect("an example");
             Config::parse(text, Path::new(role)).expect(role);
         }
-    }
-
-    #[test]
-    fn sizes_and_times() {
-        assert_eq!(ByteSize::parse("256 MiB"), Some(ByteSize(256 << 20)));
-        assert_eq!(ByteSize::parse("1.5GB"), Some(ByteSize(1_500_000_000)));
-        assert_eq!(ByteSize::parse("x"), None);
-        assert_eq!(Span::parse("250 ms"), Some(Span::ms(250)));
-        assert_eq!(Span::parse("2"), None);
     }
 }
