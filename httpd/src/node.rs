@@ -14,7 +14,7 @@ use reel_control::config::{HttpConfig, StorageConfig};
 use reel_engine::{Recovery, SegmentNumber, Store, StoreOptions};
 use tokio::sync::Notify;
 
-use crate::gateway::{Gateway, GatewayShard};
+use crate::gateway::{Gateway, GatewayShard, LastAnswers};
 use crate::replicate::run_followers;
 use crate::shard::{self, Stop};
 use crate::side::Side;
@@ -316,6 +316,7 @@ pub fn run_gateway(
         config,
         trackers: Trackers::new(common.trackers, Duration::from_secs(2)),
         side: side.handle().clone(),
+        last: LastAnswers::default(),
         reachable: AtomicBool::new(false),
     });
     side.handle().spawn(watch_reach(Arc::clone(&gateway)));

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use reel_control::api::Addresses;
 use reel_control::client::{ClientError, Trackers};
 use reel_control::names;
@@ -18,7 +19,7 @@ const ANSWERS: usize = 16_384;
 
 /// Who is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Whose {
+pub(crate) enum Whose {
     /// The group that a user's new files go to.
     Uploads(String),
     /// The group a user's files are in, as far as the tracker knows.
@@ -43,6 +44,27 @@ impl Whose {
     }
 }
 
+/// The last answers, whatever their age, shared by the shards: what is used when no tracker
+/// answers.
+#[derive(Debug, Default)]
+pub(crate) struct LastAnswers {
+    known: Mutex<HashMap<Whose, Vec<SocketAddr>>>,
+}
+
+impl LastAnswers {
+    fn keep(&self, whose: &Whose, nodes: &[SocketAddr]) {
+        let mut known = self.known.lock();
+        if known.len() >= ANSWERS && !known.contains_key(whose) {
+            known.clear();
+        }
+        known.insert(whose.clone(), nodes.to_vec());
+    }
+
+    fn get(&self, whose: &Whose) -> Option<Vec<SocketAddr>> {
+        self.known.lock().get(whose).cloned()
+    }
+}
+
 struct Kept {
     at: Instant,
     nodes: Rc<Vec<SocketAddr>>,
@@ -60,13 +82,14 @@ impl AddressCache {
         Self { kept: RefCell::default(), age }
     }
 
-    /// Nodes to try, in order. An answer is used for the configured age; with each use the order
-    /// turns, so that all nodes of the group get their share.
+    /// Nodes to try, in order. An answer is used for the configured age (or longer, when no tracker
+    /// answers); with each use the order turns, so that all nodes of the group get their share.
     pub(super) async fn get(
         &self,
         whose: &Whose,
         trackers: &Trackers,
         side: &Handle,
+        last: &LastAnswers,
     ) -> Result<Vec<SocketAddr>, Problem> {
         if let Some(kept) = self.kept.borrow_mut().get_mut(whose)
             && kept.at.elapsed() < self.age
@@ -87,11 +110,19 @@ impl AddressCache {
             Ok(Err(ClientError::Refused { status: 404, message, .. })) => {
                 return Err(Problem::new(404, "not_found", message));
             }
-            Ok(Err(error)) => return Err(Problem::new(503, "no_node", error.to_string())),
+            Ok(Err(error)) => {
+                // A tracker that says "no active node" knows better than an old answer.
+                let unreached = !matches!(error, ClientError::Refused { .. });
+                return match last.get(whose).filter(|_| unreached) {
+                    Some(nodes) => Ok(nodes),
+                    None => Err(Problem::new(503, "no_node", error.to_string())),
+                };
+            }
             Err(_) => return Err(Problem::new(503, "stopping", "the server is stopping")),
         };
         let nodes: Vec<SocketAddr> =
             addresses.nodes.iter().filter_map(|node| node.address.parse().ok()).collect();
+        last.keep(whose, &nodes);
         let mut kept = self.kept.borrow_mut();
         if kept.len() >= ANSWERS {
             kept.clear();

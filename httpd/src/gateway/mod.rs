@@ -7,6 +7,7 @@ mod addresses;
 mod read;
 mod write;
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +23,8 @@ use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
 use crate::shard::{Answered, RequestMetrics, Service};
 use crate::upstream::{Response, Upstreams};
-use addresses::AddressCache;
+pub(crate) use addresses::LastAnswers;
+use addresses::{AddressCache, Whose};
 
 /// How long a request is tried at one node after the other before it fails.
 const TRY_FOR: Duration = Duration::from_secs(10);
@@ -36,6 +38,7 @@ pub(crate) struct Gateway {
     pub(crate) config: HttpConfig,
     pub(crate) trackers: Trackers,
     pub(crate) side: Handle,
+    pub(crate) last: LastAnswers,
     /// Whether a tracker answered lately, and knows an active node.
     pub(crate) reachable: AtomicBool,
 }
@@ -96,6 +99,12 @@ impl GatewayShard {
             resumed: metrics::counter!("reel_upstream_resumed_total"),
             gateway,
         })
+    }
+
+    /// Nodes to try for a request, in order.
+    async fn nodes_of(&self, whose: &Whose) -> Result<Vec<SocketAddr>, Problem> {
+        let gateway = &self.gateway;
+        self.addresses.get(whose, &gateway.trackers, &gateway.side, &gateway.last).await
     }
 
     async fn route(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {

@@ -56,7 +56,7 @@ impl GatewayShard {
         let mut begun: Option<Begun> = None;
         let mut problem = Problem::new(503, "no_node", "no node answers");
         loop {
-            match self.addresses.get(&whose, &self.gateway.trackers, &self.gateway.side).await {
+            match self.nodes_of(&whose).await {
                 Ok(nodes) => {
                     for node in nodes {
                         match self.attempt(conn, request, path, node, &mut begun).await? {
@@ -188,11 +188,10 @@ impl GatewayShard {
             Method::Put => Whose::Uploads(user.to_owned()),
             _ => Whose::Downloads(user.to_owned()),
         };
-        let node =
-            match self.addresses.get(&whose, &self.gateway.trackers, &self.gateway.side).await {
-                Ok(nodes) => nodes.into_iter().next(),
-                Err(problem) => return self.answers.refuse(conn, request, problem).await,
-            };
+        let node = match self.nodes_of(&whose).await {
+            Ok(nodes) => nodes.into_iter().next(),
+            Err(problem) => return self.answers.refuse(conn, request, problem).await,
+        };
         let Some(node) = node else {
             return self
                 .answers

@@ -77,7 +77,7 @@ impl GatewayShard {
         let mut whose = Whose::Uploads(user.to_owned());
         let mut problem = Problem::new(503, "no_node", "no node answers");
         loop {
-            match self.addresses.get(&whose, &self.gateway.trackers, &self.gateway.side).await {
+            match self.nodes_of(&whose).await {
                 Ok(nodes) => {
                     for node in nodes {
                         let head = request_head("PUT", request, node, &framing);
@@ -215,7 +215,7 @@ impl GatewayShard {
         let deadline = Instant::now() + TRY_FOR;
         let mut problem = Problem::new(503, "no_node", "no node answers");
         loop {
-            match self.addresses.get(&whose, &self.gateway.trackers, &self.gateway.side).await {
+            match self.nodes_of(&whose).await {
                 Ok(nodes) => {
                     for node in nodes {
                         let (result, again) = call(node).await;
