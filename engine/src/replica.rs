@@ -14,8 +14,8 @@ use crate::format::record::{FIXED_BYTES, MAX_HEAD, RecordHead};
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
 use crate::format::{HEADER_BYTES, trailer};
 use crate::id::ObjectId;
+use crate::segment::Segment;
 use crate::segment::open::{check_place, entry_of, open_solo};
-use crate::segment::{Segment, scan_packed};
 use crate::solo::{BlockCrcs, PAYLOAD_AT};
 use crate::store::{Known, Store};
 
@@ -296,10 +296,4 @@ impl Drop for SoloReplica {
             drop(self.store.pool().run(move || store.forget(number)));
         }
     }
-}
-
-/// Rebuilds nothing and trusts nothing: scans a packed segment's file and says where its good
-/// records end. For tests and for `fsck`.
-pub fn good_length(segment: &Segment) -> Result<u64> {
-    scan_packed(segment.file(), segment.path(), segment.header()).map(|(_, scan)| scan.end)
 }

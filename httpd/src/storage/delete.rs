@@ -14,7 +14,6 @@ use super::StorageShard;
 use super::put::{stamp_of, version_of};
 use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
-use crate::http::conditions::allows_write;
 use crate::http::request::Request;
 use crate::shard::Answered;
 
@@ -43,16 +42,7 @@ impl StorageShard {
     /// sweep finds.
     async fn try_delete(self: &Rc<Self>, request: &Request) -> Result<(), Problem> {
         let (user, name) = names::parse_path(&request.path)?;
-        if request.fields.if_match.is_some() || request.fields.if_none_match.is_some() {
-            let present = self.find(&user, &name).await?;
-            if !allows_write(&request.fields, present.as_deref().map(|file| file.etag.as_str())) {
-                return Err(Problem::new(
-                    412,
-                    "precondition_failed",
-                    "the file is not in the state that the condition names",
-                ));
-            }
-        }
+        self.check_write(request, &user, &name).await?;
         let stamp = stamp_of(self.node.store.clock().next());
         let write = Write::Delete { user: user.clone(), name: name.clone(), stamp };
         match self.stage.apply(write).await {

@@ -141,16 +141,7 @@ impl StorageShard {
         }
         let only_new =
             request.fields.if_none_match.as_deref().is_some_and(|list| list.trim() == "*");
-        if request.fields.if_none_match.is_some() || request.fields.if_match.is_some() {
-            let present = self.find(&user, &name).await?;
-            if !allows_write(&request.fields, present.as_deref().map(|file| file.etag.as_str())) {
-                return Err(Problem::new(
-                    412,
-                    "precondition_failed",
-                    "the file is not in the state that the condition names",
-                ));
-            }
-        }
+        self.check_write(request, &user, &name).await?;
         if request.framing == Framing::None {
             return Err(Problem::new(
                 411,
@@ -159,6 +150,27 @@ impl StorageShard {
             ));
         }
         Ok(Upload { user, name, content_type, only_new })
+    }
+
+    /// Judges the conditions of a write; nothing is asked when there are none.
+    pub(super) async fn check_write(
+        self: &Rc<Self>,
+        request: &Request,
+        user: &str,
+        name: &str,
+    ) -> Result<(), Problem> {
+        if request.fields.if_none_match.is_none() && request.fields.if_match.is_none() {
+            return Ok(());
+        }
+        let present = self.find(user, name).await?;
+        if allows_write(&request.fields, present.as_deref().map(|file| file.etag.as_str())) {
+            return Ok(());
+        }
+        Err(Problem::new(
+            412,
+            "precondition_failed",
+            "the file is not in the state that the condition names",
+        ))
     }
 
     /// Receives the body, stores it and enters it into the catalog.
