@@ -8,6 +8,8 @@ use reel_engine::format::table::{Entry, SlotState};
 use reel_engine::slots::SlotTable;
 use std::hint::black_box;
 
+const SALT: u32 = 0x5a17;
+
 fn head() -> RecordHead {
     RecordHead {
         kind: RecordKind::Object,
@@ -37,12 +39,12 @@ fn engine(c: &mut Criterion) {
     c.bench_function("record head encode", |b| {
         b.iter(|| {
             bytes.clear();
-            head.encode(&mut bytes);
+            head.encode(SALT, &mut bytes);
             black_box(bytes.len())
         });
     });
     c.bench_function("record head decode", |b| {
-        b.iter(|| RecordHead::decode(black_box(&bytes)).expect("good"))
+        b.iter(|| RecordHead::decode(black_box(&bytes), SALT).expect("good"))
     });
     let table = SlotTable::active();
     for slot in 0..=u16::MAX {
@@ -53,6 +55,7 @@ fn engine(c: &mut Criterion) {
             head_len: 128,
             payload_len: 4096,
             payload_crc: 9,
+            target: None,
         };
         table.publish(slot, &entry);
     }

@@ -1,7 +1,7 @@
 //! Writes the golden data folder that every later version must still read.
 //!
 //! `cargo run -p reel-engine --example golden -- DIR`, where DIR must not be there. What lies in
-//! `engine/tests/golden/v1` was written by this program when the format version was 1.
+//! `engine/tests/golden/vN` was written by this program when the format version was N.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program that ends when anything fails")]
 
@@ -47,19 +47,11 @@ fn main() {
     let dir = std::path::PathBuf::from(std::env::args().nth(1).expect("a folder to write"));
     let work = tempfile::tempdir().unwrap();
     let next = AtomicU64::new(1);
-    let (store, _) = Store::open(StoreOptions {
-        dir: work.path().to_owned(),
-        cluster: "golden".into(),
-        node: 7,
-        group: 3,
-        segment_bytes: 1 << 20,
-        reserve_bytes: 0,
-        open_segments: 64,
-        disk_threads: 1,
-        numbers: Arc::new(move || SegmentNumber::new(next.fetch_add(1, Ordering::Relaxed))),
-        barrier: Arc::new(|| Ok(())),
-    })
-    .unwrap();
+    let numbers = move || SegmentNumber::new(next.fetch_add(1, Ordering::Relaxed));
+    let mut options = StoreOptions::new([work.path().to_owned()], Arc::new(numbers));
+    (options.cluster, options.node, options.group) = ("golden".to_owned(), 7, 3);
+    options.segment_bytes = 1 << 20;
+    let (store, _) = Store::open(options).unwrap();
     let mut runtime =
         monoio::RuntimeBuilder::<monoio::IoUringDriver>::new().enable_timer().build().unwrap();
     runtime.block_on(async {
@@ -80,7 +72,9 @@ fn main() {
         }
         // Segment 2: a large object, settled.
         let mut solo = SoloUpload::begin(&store).await.unwrap();
-        solo.write(payload(100, 300_000).to_vec()).await.unwrap();
+        let mut piece = solo.piece();
+        piece.fill(&payload(100, 300_000));
+        solo.write(piece).await.unwrap();
         let (large, _) =
             solo.finish(draft(&store, RecordKind::Object, "large", None, Bytes::new())).await.unwrap();
         store.settled(&large.segment);

@@ -6,6 +6,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::disk::Volume;
+
 /// Bits of the logical counter below the milliseconds.
 const COUNTER_BITS: u32 = 16;
 
@@ -23,17 +25,24 @@ pub struct Version {
 pub struct Clock {
     last: AtomicU64,
     node: u32,
+    /// Knows the time of day (a simulated one in simulations).
+    time: Volume,
 }
 
 impl Clock {
     /// A clock of `node` that has seen nothing yet.
-    pub fn new(node: u32) -> Self {
-        Self { last: AtomicU64::new(0), node }
+    pub fn new(node: u32, time: Volume) -> Self {
+        Self { last: AtomicU64::new(0), node, time }
+    }
+
+    /// Milliseconds since 1970.
+    pub fn now_ms(&self) -> u64 {
+        self.time.now_ms()
     }
 
     /// A version higher than every one this clock gave or saw.
     pub fn next(&self) -> Version {
-        let now = now_ms() << COUNTER_BITS;
+        let now = self.now_ms() << COUNTER_BITS;
         let previous = self
             .last
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last + 1)))
@@ -59,7 +68,7 @@ mod tests {
 
     #[test]
     fn versions_only_rise_even_when_another_node_is_far_ahead() {
-        let clock = Clock::new(7);
+        let clock = Clock::new(7, Volume::new(std::sync::Arc::new(crate::disk::RealDisk)));
         let first = clock.next();
         let ahead = Version { hlc: first.hlc + (1 << 40), node: 3 };
         clock.observe(ahead);

@@ -79,9 +79,15 @@ pub enum Error {
         /// Where in the file, in bytes.
         offset: u64,
     },
-    /// The segment is not in this data folder.
+    /// The segment is in none of this node's data folders.
     #[error("segment {0} is not here")]
     NoSegment(SegmentNumber),
+    /// The segment was compacted since its copy began.
+    #[error("segment {0} was compacted meanwhile: its copy begins anew")]
+    OtherGeneration(SegmentNumber),
+    /// No data folder takes new segments.
+    #[error("no data folder takes uploads: {0}")]
+    NoFolder(String),
     /// A queue is full; the caller should answer "try later".
     #[error("{0} is full")]
     Busy(&'static str),
@@ -105,6 +111,29 @@ impl Error {
             }
             _ => Self::Io { what, path: path.to_owned(), source: Arc::new(source) },
         }
+    }
+
+    /// Whether the disk itself failed (not: is full, holds wrong bytes, or was asked for what it does
+    /// not have).
+    pub fn is_disk(&self) -> bool {
+        use rustix::io::Errno;
+        const DISK: [Errno; 8] = [
+            Errno::IO,
+            Errno::ROFS,
+            Errno::NXIO,
+            Errno::NODEV,
+            Errno::UCLEAN,
+            Errno::REMOTEIO,
+            Errno::STALE,
+            Errno::NOTCONN,
+        ];
+        let Self::Io { source, .. } = self else { return false };
+        source.raw_os_error().is_some_and(|code| DISK.iter().any(|errno| errno.raw_os_error() == code))
+    }
+
+    /// Whether a file or folder is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
     /// Shorthand for [`Error::Damaged`].

@@ -3,8 +3,9 @@
 //! An object is immutable bytes with an [`ObjectId`]; it lies as one [`format::record`] in a segment
 //! file whose path is computed from the id ([`id`]). Small objects share *packed* segments, which a
 //! shard's [`Writer`] fills by group commit; a large one streams into a *solo* segment of its own
-//! ([`solo`]). A slot table ([`slots`]) finds a record without an index in memory. `docs/format.md`
-//! draws every byte and argues for crash safety.
+//! ([`solo`]). A slot table ([`slots`]) finds a record without an index in memory. What goes on in the
+//! background is in [`upkeep`]; all I/O goes through [`disk`], which has a second implementation that
+//! crashes. `docs/format.md` draws every byte and argues for crash safety.
 //!
 //! This crate knows no network, no SQL and no tokio.
 
@@ -12,7 +13,6 @@ mod changes;
 pub mod clock;
 pub mod disk;
 mod error;
-mod folder;
 pub mod format;
 pub mod id;
 pub mod read;
@@ -23,11 +23,14 @@ pub mod signal;
 pub mod slots;
 pub mod solo;
 mod store;
+pub mod upkeep;
 mod writer;
 
 pub use clock::{Clock, Version};
 pub use error::{Error, Result};
 pub use id::{ObjectId, SegmentNumber};
 pub use segment::{Located, Segment};
-pub use store::{Barrier, Known, NumberSource, Recovery, Store, StoreOptions};
+pub use store::{
+    Barrier, FolderOptions, FolderState, Known, NumberSource, Recovery, Store, StoreOptions,
+};
 pub use writer::{Draft, Stored, Writer};

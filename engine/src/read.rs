@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::disk;
 use crate::error::Result;
 use crate::format::trailer::BLOCK_BYTES;
 use crate::segment::{Located, Segment};
@@ -26,13 +25,13 @@ pub async fn read_checked(
 ) -> Result<Vec<u8>> {
     buffer.clear();
     buffer.resize(located.length as usize, 0);
-    let read = disk::read_resident(segment.file(), &mut buffer, located.offset).unwrap_or(0);
+    let read = segment.file().read_resident(&mut buffer, located.offset);
     if read < buffer.len() {
-        let (segment, offset) = (Arc::clone(segment), located.offset);
+        let (reader, offset) = (Arc::clone(segment), located.offset);
         buffer = store
             .pool()
             .run(move || {
-                disk::read_exact_at(segment.file(), segment.path(), &mut buffer, offset)?;
+                reader.file().read_exact_at(&mut buffer, offset)?;
                 Ok(buffer)
             })
             .await?;
@@ -87,7 +86,7 @@ fn check(segment: &Segment, slot: u16, located: &Located, units: Range<u64>) -> 
             }
         };
         buffer.resize(length as usize, 0);
-        disk::read_exact_at(segment.file(), segment.path(), &mut buffer, offset)?;
+        segment.file().read_exact_at(&mut buffer, offset)?;
         if crc32fast::hash(&buffer) != crc {
             return Err(segment.damaged_object(slot, offset));
         }

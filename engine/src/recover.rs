@@ -1,57 +1,86 @@
 //! What happens to the segments that were active when the process or the machine died.
 //!
-//! Only segments with a marker in `active/` are read. A packed one is cut off at its first record
-//! that fails a checksum; a solo one without a valid header was never complete and goes.
+//! Only segments with a marker in `active/` are read. A packed one ends at its last good record; a
+//! solo one without a valid header was never complete and goes. Tombstones in them are replayed.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 
-use crate::disk;
+use crate::disk::{DiskFile, SyncPoint};
 use crate::error::{Error, Result};
 use crate::format::HEADER_BYTES;
+use crate::format::record::RecordHead;
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
 use crate::id::{ObjectId, SegmentNumber};
-use crate::segment::open::{open_solo, read_header};
-use crate::segment::{Segment, scan_packed};
-use crate::slots::table_path;
-use crate::store::{Recovery, Store};
+use crate::segment::Segment;
+use crate::segment::open::{open_solo, open_table, read_header};
+use crate::segment::scan::{Scan, Trust, scan_packed};
+use crate::slots::SlotTable;
+use crate::store::{Folder, Recovery, Store};
 
-/// Recovers every marked segment and registers what is left of it.
+/// Recovers every marked segment of every folder that works.
 pub(crate) fn recover(store: &Arc<Store>) -> Result<Recovery> {
+    let mut recovery = Recovery::default();
+    for index in 0..store.folders.len() as u16 {
+        if store.folder(index).is_failed() {
+            continue;
+        }
+        match recover_folder(store, index) {
+            Ok(found) => {
+                recovery.offer.extend(found.offer);
+                recovery.cut_bytes += found.cut_bytes;
+                recovery.unfinished += found.unfinished;
+                recovery.holes += found.holes;
+                recovery.damaged.extend(found.damaged);
+            }
+            Err(error) if error.is_disk() && store.folders.len() > 1 => {
+                store.folder(index).fail(&error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(recovery)
+}
+
+/// Recovers every marked segment of a folder, and registers what is left of it.
+pub(crate) fn recover_folder(store: &Arc<Store>, index: u16) -> Result<Recovery> {
     let mut recovery = Recovery::default();
     let mut dead: Vec<ObjectId> = Vec::new();
     let mut recovered: BTreeMap<SegmentNumber, Arc<Segment>> = BTreeMap::new();
-    for number in marked(&store.dir().join("active"))? {
-        match recover_one(store, number, &mut recovery, &mut dead)? {
-            Some(segment) => {
-                recovered.insert(number, segment);
-            }
-            None => {
+    for number in store.folder(index).marked()? {
+        store.note_marked(number);
+        match recover_one(store.folder(index), index, number, &mut recovery, &mut dead)? {
+            Left::Segment(segment) => drop(recovered.insert(number, segment)),
+            Left::Nothing => {
                 recovery.unfinished += 1;
-                store.forget(number)?;
+                store.remove_unfinished(number, index)?;
+            }
+            Left::Damaged => {
+                recovery.damaged.push(number);
+                store.leave_out(number);
             }
         }
     }
+    for segment in recovered.values() {
+        store.register(Arc::clone(segment));
+    }
+    // Marked now, or when their segment is opened.
     for object in dead {
-        if let Some(table) = recovered.get(&object.segment()).and_then(|segment| segment.table()) {
-            table.kill(object.slot());
-        }
+        store.note_pending(object);
     }
     for (number, segment) in recovered {
-        let own = segment.header().creator == store.options.node;
-        if !own {
-            // A copy that was still being filled: it is readable up to here, and is resumed.
-            if segment.is_solo() {
-                disk::remove_if_there(&store.marker(number))?;
-            }
-            store.register(segment);
+        store.kill_pending(&segment)?;
+        if segment.is_retired() {
             continue;
         }
-        let records = segment.slots() as u32;
-        segment.add_unsettled(records);
-        store.register(Arc::clone(&segment));
+        if segment.header().creator != store.options.node {
+            // A copy that was still being filled: it is readable up to here, and is resumed.
+            if segment.is_solo() {
+                store.seal_copy(&segment)?;
+            }
+            continue;
+        }
+        segment.add_unsettled(segment.slots() as u32);
         if !segment.is_solo() {
             store.seal_blocking(&segment)?;
         }
@@ -60,89 +89,129 @@ pub(crate) fn recover(store: &Arc<Store>) -> Result<Recovery> {
     Ok(recovery)
 }
 
-/// The numbers that the markers name.
-fn marked(folder: &Path) -> Result<Vec<SegmentNumber>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|error| Error::io("list", folder, error))? {
-        let path = entry.map_err(|error| Error::io("list", folder, error))?.path();
-        found.extend(SegmentNumber::from_file_name(&path));
-    }
-    found.sort_unstable();
-    Ok(found)
+/// What is left of a marked segment.
+enum Left {
+    Segment(Arc<Segment>),
+    /// It was never complete.
+    Nothing,
+    /// It holds records, but its header is damaged: left as it is, for its peers and the operator.
+    Damaged,
 }
 
-/// What is left of one segment; `None` when nothing is.
 fn recover_one(
-    store: &Store,
+    folder: &Folder,
+    index: u16,
     number: SegmentNumber,
     recovery: &mut Recovery,
     dead: &mut Vec<ObjectId>,
-) -> Result<Option<Arc<Segment>>> {
-    let path = store.dir().join(number.path());
-    let file = match File::options().read(true).write(true).open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("open", &path, error)),
+) -> Result<Left> {
+    let path = folder.path.join(number.path());
+    let file = match folder.volume.open_write(&path) {
+        Err(error) if error.is_missing() => return Ok(Left::Nothing),
+        file => file?,
     };
-    let header = match read_header(&file, &path, number) {
-        Ok(header) => header,
-        Err(error @ (Error::UnknownFormat { .. } | Error::Io { .. })) => return Err(error),
-        Err(reason) => {
-            tracing::info!(segment = %number, %reason, "segment was never complete, removed");
-            return Ok(None);
+    let header = match read_header(&file, number) {
+        Err(reason @ Error::Damaged { .. }) if holds_packed_records(&file)? => {
+            tracing::error!(segment = %number, %reason, "damaged header of a segment that was active; its objects are not here");
+            return Ok(Left::Damaged);
         }
+        Err(reason @ Error::Damaged { .. }) => {
+            tracing::info!(segment = %number, %reason, "segment was never complete, removed");
+            return Ok(Left::Nothing);
+        }
+        header => header?,
     };
     match header.kind {
-        SegmentKind::Packed => recover_packed(&file, &path, header, recovery, dead),
-        SegmentKind::Solo => match open_solo(&file, &path, number) {
+        SegmentKind::Packed => {
+            let (table, scan) = scan_marked(folder, &file, &header, recovery)?;
+            if scan.end == HEADER_BYTES {
+                return Ok(Left::Nothing);
+            }
+            dead.extend(&scan.targets);
+            let content = Segment::packed(table);
+            let segment = Segment::new(header, index, file, content, scan.end, false);
+            if !scan.holes.is_empty() {
+                segment.note_holes();
+            }
+            Ok(Left::Segment(Arc::new(segment)))
+        }
+        SegmentKind::Solo => match open_solo(&file, &header) {
             Ok((content, length)) => {
-                Ok(Some(Arc::new(Segment::new(header, path, file, content, length, true))))
+                // What a crash of the process alone left in the page cache becomes durable.
+                file.sync(SyncPoint::Recovered)?;
+                let segment = Segment::new(header, index, file, content, length, true);
+                Ok(Left::Segment(Arc::new(segment)))
             }
-            Err(error @ Error::Io { .. }) => Err(error),
-            Err(reason) => {
+            Err(reason @ Error::Damaged { .. }) => {
                 tracing::info!(segment = %number, %reason, "large upload was never complete, removed");
-                Ok(None)
+                Ok(Left::Nothing)
             }
+            Err(error) => Err(error),
         },
     }
 }
 
-fn recover_packed(
-    file: &File,
-    path: &Path,
-    header: SegmentHeader,
+/// Finds the records of a packed segment that was active, joined with what its table says when it
+/// has one: entries in it were durable, and its dead marks are kept.
+fn scan_marked(
+    folder: &Folder,
+    file: &DiskFile,
+    header: &SegmentHeader,
     recovery: &mut Recovery,
-    dead: &mut Vec<ObjectId>,
-) -> Result<Option<Arc<Segment>>> {
-    let (table, scan) = scan_packed(file, path, &header)?;
-    let size = file.metadata().map_err(|error| Error::io("stat", path, error))?.len();
-    let torn = scan.torn.as_ref().filter(|_| !only_zeros_follow(file, scan.end, size));
-    if let Some(reason) = torn {
+) -> Result<(SlotTable, Scan)> {
+    let path = file.path();
+    let size = file.len()?;
+    let (table, mut scan) = scan_packed(file, header, size, Trust::Active)?;
+    if let Ok(opened) = open_table(&folder.volume, path, header) {
+        for (slot, entry) in opened.table.entries() {
+            if table.get(slot).is_none() {
+                tracing::error!(segment = %header.number, slot, path = %path.display(), offset = entry.offset, "damaged record");
+                table.publish(slot, &entry);
+                scan.targets.extend(entry.target);
+                scan.end = scan.end.max(entry.offset + crate::slots::record_bytes(&entry));
+            }
+            if entry.dead {
+                table.kill(slot);
+            }
+        }
+    }
+    for hole in &scan.holes {
+        recovery.holes += 1;
         tracing::warn!(
-            segment = %header.number, path = %path.display(), offset = scan.end,
-            bytes = size - scan.end, %reason, "torn tail cut off"
+            segment = %header.number, path = %path.display(), offset = hole.at, end = hole.end,
+            reason = %hole.reason, "no record here; the next good one follows"
         );
     }
     if size > scan.end {
-        if torn.is_some() {
+        if let Some(reason) = &scan.tail
+            && !only_zeros_follow(file, scan.end, size)?
+        {
             recovery.cut_bytes += size - scan.end;
+            tracing::warn!(
+                segment = %header.number, path = %path.display(), offset = scan.end,
+                bytes = size - scan.end, %reason, "torn tail cut off"
+            );
         }
-        file.set_len(scan.end).map_err(|error| Error::io("cut", path, error))?;
+        file.set_len(scan.end)?;
     }
     // What a crash of the process alone left in the page cache becomes durable before it counts.
-    disk::sync_file(file, path)?;
-    if scan.end == HEADER_BYTES && !table_path(path).exists() {
-        return Ok(None);
+    file.sync(SyncPoint::Recovered)?;
+    Ok((table, scan))
+}
+
+/// Whether a small record begins behind the header page. The header is durable before that.
+fn holds_packed_records(file: &DiskFile) -> Result<bool> {
+    let mut start = [0; 16];
+    if file.len()? < HEADER_BYTES + start.len() as u64 {
+        return Ok(false);
     }
-    dead.extend(&scan.targets);
-    let reader = file.try_clone().map_err(|error| Error::io("duplicate", path, error))?;
-    let content = Segment::packed(table);
-    Ok(Some(Arc::new(Segment::new(header, path.to_owned(), reader, content, scan.end, false))))
+    file.read_exact_at(&mut start, HEADER_BYTES)?;
+    Ok(start.starts_with(&RecordHead::MAGIC) && !RecordHead::is_large(&start))
 }
 
 /// Whether a segment ends in space that was written with zeros ahead: no record begins there.
-fn only_zeros_follow(file: &File, end: u64, size: u64) -> bool {
-    use std::os::unix::fs::FileExt;
+fn only_zeros_follow(file: &DiskFile, end: u64, size: u64) -> Result<bool> {
     let mut bytes = vec![0xff; (size - end).min(HEADER_BYTES) as usize];
-    file.read_exact_at(&mut bytes, end).is_ok() && bytes.iter().all(|byte| *byte == 0)
+    file.read_exact_at(&mut bytes, end)?;
+    Ok(bytes.iter().all(|byte| *byte == 0))
 }

@@ -4,19 +4,18 @@
 //! are synced and published. A solo segment is copied whole; its two leading pages are written
 //! last, as when it was uploaded.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::clock::Version;
-use crate::disk::{self, ShardFile};
+use crate::disk::{Piece, ShardFile, SyncPoint};
 use crate::error::{Error, Result};
 use crate::format::record::{FIXED_BYTES, MAX_HEAD, RecordHead};
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
 use crate::format::{HEADER_BYTES, trailer};
 use crate::id::ObjectId;
 use crate::segment::Segment;
-use crate::segment::open::{check_place, entry_of, open_solo};
-use crate::solo::{BlockCrcs, PAYLOAD_AT};
+use crate::segment::scan::{check_place, entry_of};
+use crate::solo::{BlockCrcs, PAYLOAD_AT, SoloFile};
 use crate::store::{Known, Store};
 
 /// A record that arrived and is durable here.
@@ -46,8 +45,8 @@ impl PackedReplica {
     pub async fn open(store: &Arc<Store>, known: &Known) -> Result<Option<Self>> {
         let (maker, known) = (Arc::clone(store), known.clone());
         let opened = store.pool().run(move || open_packed(&maker, &known)).await?;
-        let Some((segment, file)) = opened else { return Ok(None) };
-        let file = ShardFile::adopt(file, segment.path().clone())?;
+        let Some(segment) = opened else { return Ok(None) };
+        let file = ShardFile::adopt(segment.file().clone(), store.pool())?;
         Ok(Some(Self { store: Arc::clone(store), segment, file, pending: Vec::new() }))
     }
 
@@ -69,8 +68,9 @@ impl PackedReplica {
         }
         let rest = self.pending.split_off(used);
         let whole = std::mem::replace(&mut self.pending, rest);
-        self.file.write_all_at(whole, base).await.0?;
-        self.file.sync().await?;
+        let failed = |error| self.store.note_failure(self.segment.folder(), error);
+        self.file.write_all_at(whole, base).await.0.map_err(failed)?;
+        self.file.sync(SyncPoint::Commit).await.map_err(failed)?;
         let mut arrived = Vec::with_capacity(records.len());
         let mut at = base;
         for head in records {
@@ -87,6 +87,7 @@ impl PackedReplica {
             });
         }
         self.segment.set_durable(at);
+        self.store.kill_pending(&self.segment)?;
         self.store.note_change(self.segment.number());
         Ok(arrived)
     }
@@ -97,24 +98,28 @@ impl PackedReplica {
     }
 }
 
-fn open_packed(store: &Arc<Store>, known: &Known) -> Result<Option<(Arc<Segment>, std::fs::File)>> {
+fn open_packed(store: &Arc<Store>, known: &Known) -> Result<Option<Arc<Segment>>> {
     if store.has(known.number) {
         let segment = store.segment_blocking(known.number)?;
         if segment.is_sealed() {
             return Ok(None);
         }
-        let file = disk::open_write(segment.path())?;
-        return Ok(Some((segment, file)));
+        let header = segment.header();
+        if (header.generation, header.salt) == (known.generation, known.salt) {
+            return Ok(Some(segment));
+        }
+        // Compacted at its source since the copy began: the offsets are others.
+        store.remove(known.number)?;
     }
     let header = SegmentHeader {
         kind: SegmentKind::Packed,
         number: known.number,
         generation: known.generation,
         creator: known.creator,
-        created_ms: crate::clock::now_ms(),
+        salt: known.salt,
+        created_ms: store.clock().now_ms(),
     };
-    let fresh = store.create_packed_blocking(header)?;
-    Ok(Some((fresh.segment, fresh.file)))
+    Ok(Some(store.create_packed_blocking(header, None)?.segment))
 }
 
 /// The whole records at the start of `bytes`, which lie at `base` in the segment, and how many
@@ -131,7 +136,7 @@ fn parse_records(segment: &Segment, bytes: &[u8], base: u64) -> Result<(Vec<Reco
         if rest.len() < head_len {
             break;
         }
-        let head = RecordHead::decode(rest).map_err(|error| damaged(used, &error))?;
+        let head = RecordHead::decode(rest, segment.header().salt).map_err(|error| damaged(used, &error))?;
         check_place(&head, segment.header()).map_err(|error| damaged(used, &error))?;
         let length = head.record_len() as usize;
         if rest.len() < length {
@@ -151,15 +156,15 @@ fn parse_records(segment: &Segment, bytes: &[u8], base: u64) -> Result<(Vec<Reco
 pub struct SoloReplica {
     store: Arc<Store>,
     known: Known,
-    file: Rc<ShardFile>,
-    reader: Option<std::fs::File>,
+    file: SoloFile,
+    piece: Option<Piece>,
     /// The header page and the head page, written last.
     pages: Vec<u8>,
-    head: Option<RecordHead>,
+    head: Option<(SegmentHeader, RecordHead)>,
     crcs: BlockCrcs,
     hashed: u64,
-    received: u64,
-    complete: bool,
+    /// What follows the payload.
+    tail: Vec<u8>,
 }
 
 impl SoloReplica {
@@ -169,32 +174,24 @@ impl SoloReplica {
             return Ok(None);
         }
         let (maker, number) = (Arc::clone(store), known.number);
-        let (file, path) = store
-            .pool()
-            .run(move || {
-                // A leftover of an earlier try in this process is begun anew.
-                maker.forget(number)?;
-                maker.create_file(number)
-            })
-            .await?;
-        let reader = file.try_clone().map_err(|error| Error::io("duplicate", &path, error))?;
+        // A leftover of an earlier try in this process is begun anew.
+        store.pool().run(move || maker.remove(number)).await?;
         Ok(Some(Self {
             store: Arc::clone(store),
             known: known.clone(),
-            file: Rc::new(ShardFile::adopt(file, path)?),
-            reader: Some(reader),
+            file: SoloFile::create(store, number).await?,
+            piece: None,
             pages: Vec::new(),
             head: None,
             crcs: BlockCrcs::default(),
             hashed: 0,
-            received: 0,
-            complete: false,
+            tail: Vec::new(),
         }))
     }
 
     /// The offset to pull from next.
     pub fn next_offset(&self) -> u64 {
-        self.received
+        self.pages.len() as u64 + self.hashed + self.tail.len() as u64
     }
 
     /// Takes the next bytes of the source's file.
@@ -204,96 +201,84 @@ impl SoloReplica {
             let missing = PAYLOAD_AT as usize - self.pages.len();
             let (now, rest) = bytes.split_at(bytes.len().min(missing));
             self.pages.extend_from_slice(now);
-            self.received += now.len() as u64;
             bytes = rest;
             if self.pages.len() == PAYLOAD_AT as usize {
-                self.head = Some(self.decode_head()?);
+                self.head = Some(self.decode_pages()?);
             }
         }
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let payload_len = self.head.as_ref().map_or(0, |head| head.payload_len);
+        let payload_len = self.head.as_ref().map_or(0, |(_, head)| head.payload_len);
         let of_payload = (payload_len - self.hashed).min(bytes.len() as u64) as usize;
-        self.crcs.update(&bytes[..of_payload]);
+        let (mut payload, tail) = bytes.split_at(of_payload);
+        self.crcs.update(payload);
         self.hashed += of_payload as u64;
-        self.file.write_all_at(bytes.to_vec(), self.received).await.0?;
-        self.received += bytes.len() as u64;
+        while !payload.is_empty() {
+            let mut piece = self.piece.take().unwrap_or_else(|| self.file.piece());
+            let taken = piece.fill(payload);
+            payload = &payload[taken..];
+            if piece.is_full() {
+                self.file.write(piece).await?;
+            } else {
+                self.piece = Some(piece);
+            }
+        }
+        let room = trailer::trailer_len(payload_len) + crate::format::ALIGN;
+        if (self.tail.len() + tail.len()) as u64 > room {
+            return Err(Error::damaged(self.file.path(), self.next_offset(), "copied segment: too long"));
+        }
+        self.tail.extend_from_slice(tail);
         Ok(())
     }
 
-    fn decode_head(&self) -> Result<RecordHead> {
-        let path = self.store.dir().join(self.known.number.path());
+    fn decode_pages(&self) -> Result<(SegmentHeader, RecordHead)> {
         let damaged = |at: u64, error: crate::format::FormatError| {
-            Error::damaged(&path, at, format!("copied segment: {error}"))
+            Error::damaged(self.file.path(), at, format!("copied segment: {error}"))
         };
         let header = SegmentHeader::decode(&self.pages).map_err(|error| damaged(0, error))?;
-        let head = RecordHead::decode(&self.pages[HEADER_BYTES as usize..])
+        let head = RecordHead::decode(&self.pages[HEADER_BYTES as usize..], header.salt)
             .map_err(|error| damaged(HEADER_BYTES, error))?;
         let fits = header.number == self.known.number
             && head.segment == self.known.number
             && head.head_len as usize == MAX_HEAD
             && header.kind == SegmentKind::Solo;
         if !fits {
-            return Err(Error::damaged(&path, 0, "copied segment: holds another one"));
+            return Err(Error::damaged(self.file.path(), 0, "copied segment: holds another one"));
         }
-        Ok(head)
+        Ok((header, head))
     }
 
     /// Removes what was written; only then may another try begin.
-    pub async fn abandon(mut self) -> Result<()> {
-        self.complete = true;
-        let (store, number) = (Arc::clone(&self.store), self.known.number);
-        self.store.pool().run(move || store.forget(number)).await
+    pub async fn abandon(self) -> Result<()> {
+        self.file.abandon().await
     }
 
     /// All bytes are here: checks every block, syncs, and makes the object visible. After an error
-    /// there is only [`SoloReplica::abandon`].
-    pub async fn finish(&mut self) -> Result<Arrived> {
-        let path = self.store.dir().join(self.known.number.path());
-        let head = self
-            .head
-            .take()
-            .ok_or_else(|| Error::damaged(&path, self.received, "copied segment: too short"))?;
-        self.file.sync().await?;
+    /// what was written is removed some time later.
+    pub async fn finish(mut self) -> Result<Arrived> {
+        let path = self.file.path().to_owned();
+        let Some((header, head)) = self.head.take() else {
+            return Err(Error::damaged(&path, self.next_offset(), "copied segment: too short"));
+        };
+        if let Some(piece) = self.piece.take() {
+            self.file.write(piece).await?;
+        }
         let (blocks, crc) = std::mem::take(&mut self.crcs).finish();
-        let trailer_at = PAYLOAD_AT + crate::format::align(head.payload_len);
-        let mut bytes = vec![0; trailer::trailer_len(head.payload_len) as usize];
-        let reader = self.reader.take().ok_or(Error::Stopping)?;
-        disk::read_exact_at(&reader, &path, &mut bytes, trailer_at)?;
-        let expected = trailer::decode(&bytes, head.payload_len)
-            .map_err(|error| Error::damaged(&path, trailer_at, error.to_string()))?;
+        let padding = (crate::format::align(head.payload_len) - head.payload_len) as usize;
+        let trailer_at = PAYLOAD_AT + head.payload_len + padding as u64;
+        let expected = trailer::decode(self.tail.get(padding..).unwrap_or(&[]), head.payload_len)
+            .map_err(|error| Error::damaged(&path, trailer_at, format!("copied segment: {error}")))?;
         if expected != blocks || crc != head.payload_crc {
             let block = expected.iter().zip(&blocks).position(|(a, b)| a != b).unwrap_or(0);
             let at = PAYLOAD_AT + block as u64 * trailer::BLOCK_BYTES;
             return Err(Error::damaged(&path, at, "copied segment: checksum mismatch in a block"));
         }
-        self.file.write_all_at(std::mem::take(&mut self.pages), 0).await.0?;
-        self.file.sync().await?;
-        let marker = self.store.marker(self.known.number);
-        let header = SegmentHeader {
-            kind: SegmentKind::Solo,
-            number: self.known.number,
-            generation: self.known.generation,
-            creator: self.known.creator,
-            created_ms: head.modified_ms,
-        };
-        let (content, length) = open_solo(&reader, &path, self.known.number)?;
-        let segment = Arc::new(Segment::new(header, path, reader, content, length, true));
-        self.complete = true;
-        self.store.register(segment);
-        self.store.note_change(self.known.number);
-        self.store.clock().observe(head.version);
-        self.store.pool().run(move || disk::remove_if_there(&marker)).await?;
-        Ok(Arrived { user: head.user, name: head.name, version: head.version, target: None })
-    }
-}
-
-impl Drop for SoloReplica {
-    fn drop(&mut self) {
-        if !self.complete {
-            let (store, number) = (Arc::clone(&self.store), self.known.number);
-            drop(self.store.pool().run(move || store.forget(number)));
-        }
+        let end = self.file.finish_payload(std::mem::take(&mut self.tail)).await?;
+        let (user, name, version) = (head.user.clone(), head.name.clone(), head.version);
+        let content = Segment::solo(head, blocks);
+        let pages = std::mem::take(&mut self.pages);
+        let segment = self.file.complete(pages, header, content, end, 0).await?;
+        self.store.clock().observe(version);
+        let store = Arc::clone(&self.store);
+        self.store.pool().run(move || store.seal_copy(&segment)).await?;
+        Ok(Arrived { user, name, version, target: None })
     }
 }

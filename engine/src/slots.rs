@@ -5,18 +5,19 @@
 //! index, no allocation, no system call when warm (Haystack, OSDI 2010, had an index in memory
 //! instead; ten million objects would need 160 MB of it).
 
-#![expect(unsafe_code, reason = "maps files and views the mapping as atomic words")]
-
-use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use memmap2::MmapRaw;
-
-use crate::disk;
+use crate::disk::{Map, SyncPoint, Volume};
 use crate::error::{Error, Result};
+use crate::format::align;
+use crate::format::segment_header::SegmentHeader;
 use crate::format::table::{DEAD, ENTRIES_AT, ENTRY_BYTES, Entry, TableHeader};
-use crate::id::{SLOTS, SegmentNumber};
+use crate::id::SLOTS;
+
+/// Words of an entry.
+const WORDS: usize = ENTRY_BYTES / 8;
 
 /// A packed segment's slot table. One writer (the segment's owner) sets entries; any thread reads
 /// them and may set the dead mark.
@@ -31,31 +32,41 @@ pub enum SlotTable {
 /// A sealed table's mapping.
 #[derive(Debug)]
 pub struct MappedTable {
-    map: MmapRaw,
+    map: Map,
     slots: usize,
 }
 
 impl MappedTable {
+    #[inline]
     fn words(&self) -> &[AtomicU64] {
-        let first = self.map.as_mut_ptr().wrapping_add(ENTRIES_AT).cast::<AtomicU64>();
-        // SAFETY: `open` checked that the mapping holds `slots` entries of two words behind the
-        // header page; a mapping is page-aligned and so is ENTRIES_AT; the words are only accessed
-        // as atomics, and the file is never shortened while it is there (it is unlinked instead).
-        unsafe { std::slice::from_raw_parts(first, self.slots * 2) }
+        const FIRST: usize = ENTRIES_AT / 8;
+        &self.map.words()[FIRST..FIRST + self.slots * WORDS]
     }
 }
 
-/// The table's path beside its segment's.
-pub fn table_path(segment: &Path) -> PathBuf {
-    segment.with_extension("idx")
+/// The path of a segment's table: it names the generation, so that a compacted segment takes the
+/// old one's place, table and all, with one rename.
+pub fn table_path(segment: &Path, generation: u32) -> PathBuf {
+    match generation {
+        0 => segment.with_extension("idx"),
+        _ => segment.with_extension(format!("{generation}.idx")),
+    }
+}
+
+/// A table read from its file.
+#[derive(Debug)]
+pub(crate) struct OpenedTable {
+    pub(crate) table: SlotTable,
+    pub(crate) header: TableHeader,
 }
 
 impl SlotTable {
     /// An empty table for an active segment.
     pub fn active() -> Self {
-        Self::Active((0..SLOTS * 2).map(|_| AtomicU64::new(0)).collect())
+        Self::Active((0..SLOTS * WORDS).map(|_| AtomicU64::new(0)).collect())
     }
 
+    #[inline]
     fn words(&self) -> &[AtomicU64] {
         match self {
             Self::Active(words) => words,
@@ -63,14 +74,25 @@ impl SlotTable {
         }
     }
 
+    /// Whether it is in memory only.
+    pub fn is_active(&self) -> bool {
+        matches!(self, Self::Active(_))
+    }
+
     /// The entry of `slot`; `None` when it is empty.
     #[inline]
     pub fn get(&self, slot: u16) -> Option<Entry> {
         let words = self.words();
-        let at = slot as usize * 2;
+        let at = slot as usize * WORDS;
         let first = words.get(at)?.load(Ordering::Acquire);
         let second = words.get(at + 1)?.load(Ordering::Relaxed);
         Entry::decode(first, second)
+    }
+
+    /// Entries that are not empty, with their slots.
+    pub fn entries(&self) -> impl Iterator<Item = (u16, Entry)> + '_ {
+        let slots = self.words().len() / WORDS;
+        (0..slots).filter_map(|slot| Some((slot as u16, self.get(slot as u16)?)))
     }
 
     /// Publishes an entry: readers see all of it or nothing. Only for active tables; the owner
@@ -78,117 +100,150 @@ impl SlotTable {
     pub fn publish(&self, slot: u16, entry: &Entry) {
         let (first, second) = entry.encode();
         let words = self.words();
-        let at = slot as usize * 2;
+        let at = slot as usize * WORDS;
         words[at + 1].store(second, Ordering::Relaxed);
         words[at].store(first, Ordering::Release);
     }
 
-    /// Marks the object in `slot` dead; false when it was already, or there is none. In a sealed
-    /// table the mark survives a crash of the process, and usually a power loss; one that is lost
-    /// then is found again by the sweep.
-    pub fn kill(&self, slot: u16) -> bool {
-        let Some(word) = self.words().get(slot as usize * 2) else { return false };
-        if word.load(Ordering::Acquire) == 0 {
-            return false;
-        }
-        word.fetch_or(DEAD, Ordering::AcqRel) & DEAD == 0
+    /// Marks the object in `slot` dead; the entry when it was alive before. The mark survives a crash
+    /// of the process, and a power loss once the store has synced it, which it does before the
+    /// tombstone that names the object stops being replayed.
+    pub fn kill(&self, slot: u16) -> Option<Entry> {
+        let before = self.get(slot)?;
+        let previous = self.words()[slot as usize * WORDS].fetch_or(DEAD, Ordering::AcqRel);
+        (!before.dead && (previous & DEAD).count_ones() <= 4).then_some(before)
     }
 
-    /// Slots the table has entries for.
+    /// Slots up to the last that is not empty.
     pub fn slots(&self) -> usize {
-        match self {
-            Self::Active(words) => {
-                let used =
-                    words.chunks_exact(2).rposition(|pair| pair[0].load(Ordering::Acquire) != 0);
-                used.map_or(0, |last| last + 1)
-            }
-            Self::Sealed(map) => map.slots,
-        }
+        let words = self.words();
+        let used = words.chunks_exact(WORDS).rposition(|pair| pair[0].load(Ordering::Acquire) != 0);
+        used.map_or(0, |last| last + 1)
     }
 
-    /// Writes the table beside its segment, synced, for a segment of `segment_len` bytes that will
-    /// not grow any more.
-    pub fn write(
+    /// Writes the table of the segment with `header` at `segment`, which has `segment_len` bytes.
+    pub(crate) fn write(
         &self,
+        volume: &Volume,
         segment: &Path,
-        number: SegmentNumber,
-        generation: u32,
+        header: &SegmentHeader,
         segment_len: u64,
+        points: (SyncPoint, SyncPoint),
     ) -> Result<()> {
         let slots = self.slots();
         let mut entries = Vec::with_capacity(slots * ENTRY_BYTES);
-        for word in &self.words()[..slots * 2] {
-            entries.extend_from_slice(&word.load(Ordering::Acquire).to_le_bytes());
+        for pair in self.words()[..slots * WORDS].chunks_exact(WORDS) {
+            let first = pair[0].load(Ordering::Acquire);
+            // A mark with a flipped bit is written as what it was taken for.
+            let dead = (first & DEAD).count_ones() > 4;
+            let first = if dead { first | DEAD } else { first & !DEAD };
+            entries.extend_from_slice(&first.to_le_bytes());
+            entries.extend_from_slice(&pair[1].load(Ordering::Relaxed).to_le_bytes());
         }
-        let header = TableHeader {
-            number,
-            generation,
+        let page = TableHeader {
+            number: header.number,
+            generation: header.generation,
             slots: slots as u32,
             entries_crc: entries_crc(&entries),
             segment_len,
+            creator: header.creator,
+            salt: header.salt,
+            created_ms: header.created_ms,
         };
-        let mut bytes = header.encode();
+        let mut bytes = page.encode();
         bytes.extend_from_slice(&entries);
-        disk::replace_file(&table_path(segment), &bytes)
+        volume.replace(&table_path(segment, header.generation), &bytes, points.0, points.1)
     }
 
-    /// Maps the table beside `segment` and checks it: number, generation, length and checksum.
-    /// Returns it with the segment's length.
-    pub fn open(segment: &Path, number: SegmentNumber, generation: u32) -> Result<(Self, u64)> {
-        let path = table_path(segment);
-        let file = disk::open_write(&path)?;
-        let header = read_header(&file, &path)?;
-        if header.number != number || header.generation != generation {
-            return Err(Error::damaged(&path, 0, "belongs to another segment or generation"));
+    /// Maps the table of the segment at `segment` and checks it: number, generation, length and
+    /// checksum.
+    pub(crate) fn open(volume: &Volume, segment: &Path, generation: u32) -> Result<OpenedTable> {
+        let path = table_path(segment, generation);
+        let file = match volume.open_write(&path) {
+            // On a file system that has become read-only: a copy in memory serves reads.
+            Err(Error::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem =>
+            {
+                volume.open_read(&path)?
+            }
+            file => file?,
+        };
+        let mut page = vec![0; ENTRIES_AT];
+        file.read_exact_at(&mut page, 0)?;
+        let header = TableHeader::decode(&page)
+            .map_err(|error| Error::damaged(&path, 0, error.to_string()))?;
+        if header.generation != generation {
+            return Err(Error::damaged(&path, 24, "belongs to another generation"));
         }
         let slots = header.slots as usize;
         let needed = (ENTRIES_AT + slots * ENTRY_BYTES) as u64;
-        let length = file.metadata().map_err(|error| Error::io("stat", &path, error))?.len();
+        let length = file.len()?;
         if slots > SLOTS || length < needed {
             return Err(Error::damaged(&path, length, "shorter than its header says"));
         }
-        let map = MmapRaw::map_raw(&file).map_err(|error| Error::io("map", &path, error))?;
-        let table = Self::Sealed(MappedTable { map, slots });
-        let mut entries = Vec::with_capacity(slots * ENTRY_BYTES);
-        for word in table.words() {
-            entries.extend_from_slice(&word.load(Ordering::Acquire).to_le_bytes());
-        }
+        // Read, not looked at through the mapping: an error of the disk is an error here, and a
+        // signal there.
+        let mut entries = vec![0; slots * ENTRY_BYTES];
+        file.read_exact_at(&mut entries, ENTRIES_AT as u64)?;
         if entries_crc(&entries) != header.entries_crc {
-            return Err(Error::damaged(
-                &path,
-                ENTRIES_AT as u64,
-                "checksum mismatch in the slot table",
-            ));
+            let what = "checksum mismatch in the slot table";
+            return Err(Error::damaged(&path, ENTRIES_AT as u64, what));
         }
-        Ok((table, header.segment_len))
+        let map = match file.map() {
+            Ok(map) => map,
+            Err(_) => {
+                page.extend_from_slice(&entries);
+                Map::copied(&page)
+            }
+        };
+        let table = Self::Sealed(MappedTable { map, slots });
+        Ok(OpenedTable { table, header })
+    }
+
+    /// Bytes that dead objects take in the segment.
+    pub(crate) fn dead_bytes(&self) -> u64 {
+        self.entries().filter(|(_, entry)| entry.dead).map(|(_, entry)| record_bytes(&entry)).sum()
     }
 }
 
-fn read_header(file: &File, path: &Path) -> Result<TableHeader> {
-    let mut page = vec![0; ENTRIES_AT];
-    disk::read_exact_at(file, path, &mut page, 0)?;
-    TableHeader::decode(&page).map_err(|error| Error::damaged(path, 0, error.to_string()))
+/// Bytes that the record of an entry takes.
+pub(crate) fn record_bytes(entry: &Entry) -> u64 {
+    u64::from(entry.head_len) + align(u64::from(entry.payload_len))
 }
 
 /// CRC-32 of encoded entries with the dead marks left out.
-fn entries_crc(entries: &[u8]) -> u32 {
+pub(crate) fn entries_crc(entries: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     let mut copy = [0; 64 * ENTRY_BYTES];
     for part in entries.chunks(copy.len()) {
         let copy = &mut copy[..part.len()];
         copy.copy_from_slice(part);
         for entry in copy.chunks_exact_mut(ENTRY_BYTES) {
-            entry[7] &= !((DEAD >> 56) as u8);
+            entry[7] = 0;
         }
         hasher.update(copy);
     }
     hasher.finalize()
 }
 
+impl Map {
+    /// The words of bytes in memory.
+    fn copied(bytes: &[u8]) -> Self {
+        let words: Arc<[AtomicU64]> = bytes
+            .chunks_exact(8)
+            .map(|word| AtomicU64::new(word.try_into().map_or(0, u64::from_le_bytes)))
+            .collect();
+        Self::shared(words)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::RealDisk;
+    use crate::format::segment_header::SegmentKind;
     use crate::format::table::SlotState;
+    use crate::id::SegmentNumber;
 
     fn entry(offset: u64) -> Entry {
         Entry {
@@ -198,47 +253,71 @@ mod tests {
             head_len: 80,
             payload_len: 5,
             payload_crc: 9,
+            target: None,
         }
+    }
+
+    fn header() -> SegmentHeader {
+        SegmentHeader {
+            kind: SegmentKind::Packed,
+            number: SegmentNumber::new(7).expect("fits"),
+            generation: 2,
+            creator: 1,
+            salt: 3,
+            created_ms: 4,
+        }
+    }
+
+    fn write(table: &SlotTable, segment: &Path, length: u64) -> Volume {
+        let volume = Volume::new(Arc::new(RealDisk));
+        let points = (SyncPoint::Table, SyncPoint::TableEntry);
+        table.write(&volume, segment, &header(), length, points).expect("written");
+        volume
     }
 
     #[test]
     fn a_sealed_table_reads_as_it_was_and_keeps_its_dead_marks() {
         let folder = tempfile::tempdir().expect("temp folder");
         let segment = folder.path().join("000000000007.seg");
-        let number = SegmentNumber::new(7).expect("fits");
         let table = SlotTable::active();
         for slot in 0..1000u16 {
             table.publish(slot, &entry(4096 + u64::from(slot) * 128));
         }
-        assert!(table.kill(3));
-        table.write(&segment, number, 0, 1 << 20).expect("written");
-        let (sealed, length) = SlotTable::open(&segment, number, 0).expect("opens");
-        assert_eq!((sealed.slots(), length), (1000, 1 << 20));
+        assert!(table.kill(3).is_some());
+        let volume = write(&table, &segment, 1 << 20);
+        let opened = SlotTable::open(&volume, &segment, 2).expect("opens");
+        let sealed = opened.table;
+        assert_eq!((sealed.slots(), opened.header.segment_len), (1000, 1 << 20));
         assert!(sealed.get(3).expect("there").dead);
-        assert!(sealed.kill(4) && !sealed.kill(4));
+        assert!(sealed.kill(4).is_some() && sealed.kill(4).is_none());
+        assert_eq!(sealed.dead_bytes(), 2 * 88);
         drop(sealed);
-        let (again, _) = SlotTable::open(&segment, number, 0).expect("opens after a kill");
+        let again = SlotTable::open(&volume, &segment, 2).expect("opens after a kill").table;
         assert!(again.get(4).expect("there").dead);
         assert_eq!(again.get(5), Some(entry(4096 + 5 * 128)));
         assert_eq!(again.get(1000), None);
-        assert!(SlotTable::open(&segment, number, 1).is_err(), "another generation");
+        assert!(SlotTable::open(&volume, &segment, 1).is_err(), "another generation");
     }
 
     #[test]
-    fn a_flipped_bit_in_an_entry_is_found() {
+    fn a_flipped_bit_in_an_entry_is_found_or_outvoted() {
         let folder = tempfile::tempdir().expect("temp folder");
         let segment = folder.path().join("000000000007.seg");
-        let number = SegmentNumber::new(7).expect("fits");
         let table = SlotTable::active();
         table.publish(0, &entry(4096));
-        table.write(&segment, number, 0, 8192).expect("written");
-        let path = table_path(&segment);
+        let volume = write(&table, &segment, 8192);
+        let path = table_path(&segment, 2);
         let good = std::fs::read(&path).expect("read");
-        for bit in (ENTRIES_AT * 8..good.len() * 8).filter(|bit| bit - ENTRIES_AT * 8 != 56) {
+        for bit in ENTRIES_AT * 8..good.len() * 8 {
             let mut bad = good.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             std::fs::write(&path, &bad).expect("write");
-            assert!(SlotTable::open(&segment, number, 0).is_err(), "bit {bit}");
+            let opened = SlotTable::open(&volume, &segment, 2);
+            let of_mark = (56..64).contains(&(bit - ENTRIES_AT * 8));
+            assert_eq!(opened.is_ok(), of_mark, "bit {bit}");
+            if let Ok(opened) = opened {
+                assert!(!opened.table.get(0).expect("there").dead, "bit {bit}");
+            }
         }
     }
 }

@@ -3,16 +3,22 @@
 //! Layout: header page, head page, payload from byte 8,192, trailer. The two pages are written
 //! last, after payload and trailer are durable; a file without them was never complete. So a
 //! crash at any point leaves either the whole object or a file that recovery removes.
+//!
+//! Payload goes out in aligned pieces that bypass the page cache, [`WRITES`] in flight: on the
+//! machines we measured three times as fast as through the cache, and a large upload pushes nothing
+//! out of it.
 
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
-use monoio::task::JoinHandle;
-
-use crate::disk::ShardFile;
+use crate::disk::{DiskFile, PIECE_BYTES, Piece, ShardFile, SyncPoint};
 use crate::error::{Error, Result};
 use crate::format::record::{Layout, MAX_HEAD, RecordHead, RecordKind};
-use crate::format::segment_header::SegmentKind;
+use crate::format::segment_header::{SegmentHeader, SegmentKind};
 use crate::format::trailer::{self, BLOCK_BYTES};
 use crate::format::{HEADER_BYTES, align};
 use crate::id::SegmentNumber;
@@ -22,11 +28,12 @@ use crate::writer::{Draft, Stored};
 
 /// Where the payload starts in a solo segment: behind the header page and the head page.
 pub const PAYLOAD_AT: u64 = HEADER_BYTES + MAX_HEAD as u64;
-/// Bytes a piece of a large upload should have; two are in memory at a time.
-pub const PIECE_BYTES: usize = 1 << 20;
-/// Bytes after which what was written is synced in the background, so that little is left for the
-/// end and few dirty pages pile up.
-const SYNC_EVERY: u64 = 64 << 20;
+/// Writes of one upload in flight.
+pub const WRITES: usize = 3;
+/// Memory of one upload in bytes: the pieces in flight and the one being filled.
+pub const UPLOAD_BYTES: u64 = (WRITES as u64 + 1) * PIECE_BYTES as u64;
+/// Space is reserved in steps of so many bytes.
+const ALLOCATE_STEP: u64 = 64 << 20;
 
 /// CRCs of a payload that comes in pieces: one a block, and one over all.
 #[derive(Debug, Default)]
@@ -74,45 +81,208 @@ impl BlockCrcs {
     }
 }
 
+type Writing = Pin<Box<dyn Future<Output = (Result<()>, Piece)>>>;
+
+/// The file of a solo segment being written: payload in pieces, then the tail, then the pages.
+/// Dropping it before [`SoloFile::complete`] removes what was written.
+pub(crate) struct SoloFile {
+    store: Arc<Store>,
+    number: SegmentNumber,
+    folder: u16,
+    disk: DiskFile,
+    file: Rc<ShardFile>,
+    /// Bytes given to [`SoloFile::write`] so far.
+    pub(crate) length: u64,
+    allocated: u64,
+    writing: VecDeque<Writing>,
+    spare: Vec<Piece>,
+    complete: bool,
+}
+
+impl SoloFile {
+    pub(crate) async fn create(store: &Arc<Store>, number: SegmentNumber) -> Result<Self> {
+        let made = Arc::clone(store);
+        let (disk, folder) = store.pool().run(move || made.create_file(number, true)).await?;
+        let mut created = Self {
+            store: Arc::clone(store),
+            number,
+            folder,
+            file: Rc::new(ShardFile::adopt_direct(disk.clone(), store.pool())?),
+            disk,
+            length: 0,
+            allocated: 0,
+            writing: VecDeque::new(),
+            spare: Vec::new(),
+            complete: false,
+        };
+        created.allocate().await?;
+        Ok(created)
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.disk.path()
+    }
+
+    /// An empty buffer for the next piece.
+    pub(crate) fn piece(&mut self) -> Piece {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Reserves space for what comes next.
+    async fn allocate(&mut self) -> Result<()> {
+        let wanted = PAYLOAD_AT + self.length + PIECE_BYTES as u64;
+        if wanted <= self.allocated {
+            return Ok(());
+        }
+        // A small one takes what it needs, a large one steps.
+        let step = if self.allocated == 0 { 2 * PIECE_BYTES as u64 } else { ALLOCATE_STEP };
+        let to = self.allocated + step;
+        let (store, disk, folder) = (Arc::clone(&self.store), self.disk.clone(), self.folder);
+        self.store
+            .pool()
+            .run(move || {
+                store.has_room(0)?;
+                store.folder(folder).take_space(step);
+                disk.allocate(to).map_err(|error| store.note_failure(folder, error))
+            })
+            .await?;
+        self.allocated = to;
+        Ok(())
+    }
+
+    /// Takes the next piece (a full one, unless it is the last) and starts writing it. Waits while
+    /// [`WRITES`] are in flight: that is the back-pressure.
+    pub(crate) async fn write(&mut self, mut piece: Piece) -> Result<()> {
+        if piece.is_empty() {
+            self.spare.push(piece);
+            return Ok(());
+        }
+        while self.writing.len() >= WRITES {
+            self.one_written().await?;
+        }
+        self.allocate().await?;
+        let at = PAYLOAD_AT + self.length;
+        self.length += piece.len() as u64;
+        piece.pad();
+        let file = Rc::clone(&self.file);
+        let mut writing: Writing = Box::pin(async move { file.write_all_at(piece, at).await });
+        // Polled once: that is what puts it on the ring.
+        let begun = poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await;
+        match begun {
+            Poll::Ready(written) => self.keep(written),
+            Poll::Pending => {
+                self.writing.push_back(writing);
+                Ok(())
+            }
+        }
+    }
+
+    async fn one_written(&mut self) -> Result<()> {
+        let Some(writing) = self.writing.front_mut() else { return Ok(()) };
+        let written = writing.as_mut().await;
+        self.writing.pop_front();
+        self.keep(written)
+    }
+
+    fn keep(&mut self, (result, mut piece): (Result<()>, Piece)) -> Result<()> {
+        result.map_err(|error| self.store.note_failure(self.folder, error))?;
+        piece.clear();
+        self.spare.push(piece);
+        Ok(())
+    }
+
+    /// Waits for all writes, puts `tail` behind the payload, cuts the file there and syncs it.
+    /// `tail` starts at the payload's end.
+    pub(crate) async fn finish_payload(&mut self, tail: Vec<u8>) -> Result<u64> {
+        while !self.writing.is_empty() {
+            self.one_written().await?;
+        }
+        let (disk, at) = (self.disk.clone(), PAYLOAD_AT + self.length);
+        let end = at + tail.len() as u64;
+        let folder = self.folder;
+        let store = Arc::clone(&self.store);
+        self.store
+            .pool()
+            .run(move || {
+                let finished = disk
+                    .write_all_at(&tail, at)
+                    .and_then(|()| disk.set_len(end))
+                    .and_then(|()| disk.sync(SyncPoint::SoloPayload));
+                finished.map_err(|error| store.note_failure(folder, error))
+            })
+            .await?;
+        Ok(end)
+    }
+
+    /// Writes and syncs the pages that make the segment visible, and registers it.
+    pub(crate) async fn complete(
+        mut self,
+        pages: Vec<u8>,
+        header: SegmentHeader,
+        content: crate::segment::Content,
+        end: u64,
+        unsettled: u32,
+    ) -> Result<Arc<Segment>> {
+        let (disk, folder, store) = (self.disk.clone(), self.folder, Arc::clone(&self.store));
+        self.store
+            .pool()
+            .run(move || {
+                let written =
+                    disk.write_all_at(&pages, 0).and_then(|()| disk.sync(SyncPoint::SoloPages));
+                written.map_err(|error| store.note_failure(folder, error))
+            })
+            .await?;
+        let segment =
+            Arc::new(Segment::new(header, folder, self.disk.clone(), content, end, true));
+        segment.add_unsettled(unsettled);
+        self.complete = true;
+        self.store.register(Arc::clone(&segment));
+        self.store.note_change(self.number);
+        Ok(segment)
+    }
+
+    /// Removes what was written, and waits for that.
+    pub(crate) async fn abandon(mut self) -> Result<()> {
+        self.complete = true;
+        let (store, number) = (Arc::clone(&self.store), self.number);
+        self.store.pool().run(move || store.remove(number)).await
+    }
+}
+
+impl Drop for SoloFile {
+    fn drop(&mut self) {
+        if !self.complete {
+            let (store, number) = (Arc::clone(&self.store), self.number);
+            drop(self.store.pool().run(move || {
+                store.abandon(number);
+                Ok(())
+            }));
+        }
+    }
+}
+
 /// A large upload in progress. Dropping it removes what was written.
 pub struct SoloUpload {
     store: Arc<Store>,
-    number: SegmentNumber,
-    file: Rc<ShardFile>,
-    reader: Option<std::fs::File>,
+    file: SoloFile,
     crcs: BlockCrcs,
-    length: u64,
-    unsynced: u64,
-    writing: Option<JoinHandle<(Result<()>, Vec<u8>)>>,
-    syncing: Option<JoinHandle<Result<()>>>,
-    complete: bool,
 }
 
 impl SoloUpload {
     /// Takes a segment number and makes the file.
+    ///
+    /// # Errors
+    /// [`Error::NoNumbers`], [`Error::NoSpace`], [`Error::NoFolder`], I/O errors; also from the calls
+    /// below. After any of them the upload can only be dropped.
     pub async fn begin(store: &Arc<Store>) -> Result<Self> {
         let number = (store.options.numbers)().ok_or(Error::NoNumbers)?;
-        let made = Arc::clone(store);
-        let (file, path) = store.pool().run(move || made.create_file(number)).await?;
-        let reader = file.try_clone().map_err(|error| Error::io("duplicate", &path, error))?;
-        let file = Rc::new(ShardFile::adopt(file, path)?);
-        Ok(Self {
-            store: Arc::clone(store),
-            number,
-            file,
-            reader: Some(reader),
-            crcs: BlockCrcs::default(),
-            length: 0,
-            unsynced: 0,
-            writing: None,
-            syncing: None,
-            complete: false,
-        })
+        let file = SoloFile::create(store, number).await?;
+        Ok(Self { store: Arc::clone(store), file, crcs: BlockCrcs::default() })
     }
 
     /// Bytes taken so far.
     pub fn length(&self) -> u64 {
-        self.length
+        self.file.length
     }
 
     /// CRC-32 of the bytes taken so far.
@@ -120,62 +290,36 @@ impl SoloUpload {
         self.crcs.whole()
     }
 
-    /// Takes the next piece and starts writing it; gives back an empty buffer for the one after.
-    /// Waits while the piece before is still being written: that is the back-pressure.
-    pub async fn write(&mut self, piece: Vec<u8>) -> Result<Vec<u8>> {
-        self.crcs.update(&piece);
-        let spare = self.written().await?;
-        let at = PAYLOAD_AT + self.length;
-        self.length += piece.len() as u64;
-        self.unsynced += piece.len() as u64;
-        let file = Rc::clone(&self.file);
-        self.writing = Some(monoio::spawn(async move { file.write_all_at(piece, at).await }));
-        Ok(spare)
+    /// An empty buffer for the next piece.
+    pub fn piece(&mut self) -> Piece {
+        self.file.piece()
     }
 
-    /// Waits for the piece in flight, and starts a sync when enough was written since the last.
-    async fn written(&mut self) -> Result<Vec<u8>> {
-        let Some(writing) = self.writing.take() else { return Ok(Vec::new()) };
-        let (result, mut buffer) = writing.await;
-        result?;
-        buffer.clear();
-        if self.unsynced >= SYNC_EVERY {
-            self.unsynced = 0;
-            self.synced().await?;
-            let file = Rc::clone(&self.file);
-            self.syncing = Some(monoio::spawn(async move { file.sync().await }));
-        }
-        Ok(buffer)
-    }
-
-    async fn synced(&mut self) -> Result<()> {
-        match self.syncing.take() {
-            Some(syncing) => syncing.await,
-            None => Ok(()),
-        }
+    /// Takes the next piece (a full one, unless it is the last) and starts writing it. Waits while
+    /// [`WRITES`] are in flight: that is the back-pressure.
+    pub async fn write(&mut self, piece: Piece) -> Result<()> {
+        self.crcs.update(piece.as_ref());
+        self.file.write(piece).await
     }
 
     /// CRC-32 of what was taken, and the rest of the record, made durable and visible. `draft`'s
     /// payload is ignored.
     pub async fn finish(mut self, draft: Draft) -> Result<(Stored, u32)> {
-        self.written().await?;
-        self.synced().await?;
         let (blocks, payload_crc) = std::mem::take(&mut self.crcs).finish();
-        let padded = align(self.length);
-        let mut tail = vec![0; (padded - self.length) as usize];
-        tail.extend_from_slice(&trailer::encode(self.length, &blocks));
-        let end = PAYLOAD_AT + self.length + tail.len() as u64;
-        self.file.write_all_at(tail, PAYLOAD_AT + self.length).await.0?;
-        self.file.sync().await?;
-        let header = self.store.header(self.number, SegmentKind::Solo);
+        let length = self.file.length;
+        let mut tail = vec![0; (align(length) - length) as usize];
+        tail.extend_from_slice(&trailer::encode(length, &blocks));
+        let end = self.file.finish_payload(tail).await?;
+        let number = self.file.number;
+        let header = self.store.header(number, SegmentKind::Solo)?;
         let head = RecordHead {
             kind: RecordKind::Object,
             layout: Layout::Blocks,
             slot: 0,
             head_len: MAX_HEAD as u32,
-            segment: self.number,
+            segment: number,
             generation: header.generation,
-            payload_len: self.length,
+            payload_len: length,
             payload_crc,
             version: draft.version,
             target: None,
@@ -185,32 +329,10 @@ impl SoloUpload {
             content_type: draft.content_type,
         };
         let mut pages = header.encode();
-        head.encode(&mut pages);
-        self.file.write_all_at(pages, 0).await.0?;
-        self.file.sync().await?;
-        let path = self.store.dir().join(self.number.path());
-        let reader = self.reader.take().ok_or(Error::Stopping)?;
+        head.encode(header.salt, &mut pages);
         let content = Segment::solo(head, blocks);
-        let segment = Arc::new(Segment::new(header, path, reader, content, end, true));
-        segment.add_unsettled(1);
-        self.complete = true;
-        self.store.register(Arc::clone(&segment));
-        self.store.note_change(self.number);
-        Ok((Stored { object: self.number.object(0), segment, end }, payload_crc))
-    }
-}
-
-impl Drop for SoloUpload {
-    fn drop(&mut self) {
-        if self.complete {
-            return;
-        }
-        let (store, number) = (Arc::clone(&self.store), self.number);
-        drop(self.store.pool().run(move || {
-            store.forget(number).inspect_err(|error| {
-                tracing::warn!(segment = %number, %error, "an unfinished upload is removed at the next start");
-            })
-        }));
+        let segment = self.file.complete(pages, header, content, end, 1).await?;
+        Ok((Stored { object: number.object(0), segment, end }, payload_crc))
     }
 }
 

@@ -14,15 +14,15 @@ use bytes::Bytes;
 use futures_channel::oneshot;
 
 use crate::clock::Version;
-use crate::disk::{Job, ShardFile};
+use crate::disk::{Job, ShardFile, SyncPoint};
 use crate::error::{Error, Result};
 use crate::format::align;
 use crate::format::record::{Layout, RecordHead, RecordKind};
 use crate::format::table::Entry;
-use crate::id::{ObjectId, SLOTS, SegmentNumber};
+use crate::id::{ObjectId, SLOTS};
 use crate::segment::Segment;
-use crate::segment::open::entry_of;
-use crate::store::{Fresh, Store};
+use crate::segment::scan::entry_of;
+use crate::store::{Demand, Fresh, Store};
 
 /// Bytes of one batch; what waits beyond goes into the next.
 const BATCH_BYTES: u64 = 8 << 20;
@@ -34,6 +34,11 @@ const QUEUE_BYTES: u64 = 64 << 20;
 /// Bytes after which a shard's first segment, which grows as it is written, gives way to one whose
 /// space was written before. A node with little to do never pays for such space.
 const PREWRITE_AFTER: u64 = 4 << 20;
+/// The next segment is begun when one part of so many of the active one is used.
+const SPARE_FROM: u64 = 8;
+/// A batch is written up to the next multiple of this, with zeros that the next one replaces: so no
+/// page has to be read before it is written.
+const PAGE: u64 = 4096;
 /// Largest buffer that is kept between batches, in bytes.
 const KEEP_BUFFER: usize = 1 << 20;
 
@@ -76,6 +81,9 @@ struct Pending {
     done: oneshot::Sender<Result<Stored>>,
 }
 
+/// A record of a batch: its slot, its entry, and where it ends.
+type Batched = (Pending, u16, Entry, u64);
+
 /// A shard's writer. Clones share one queue. Not `Send`.
 #[derive(Clone)]
 pub struct Writer {
@@ -98,6 +106,8 @@ struct Active {
     tail: u64,
     slots: usize,
     prewritten: bool,
+    /// What writes the next segment ahead looks at it.
+    demand: Arc<Demand>,
 }
 
 impl Writer {
@@ -198,7 +208,7 @@ impl Committer {
             return;
         }
         let buffer = std::mem::take(&mut self.buffer);
-        let written = buffer.len() as u64;
+        let written = batch.last().map_or(0, |(.., end)| end - active.tail);
         let (result, buffer) = active.file.write_all_at(buffer, active.tail).await;
         self.buffer = buffer;
         if self.buffer.capacity() > KEEP_BUFFER {
@@ -206,16 +216,14 @@ impl Committer {
         }
         if let Err(error) = result {
             // Nothing was published. The segment is left as it was durable before.
-            self.retire(active);
-            self.fail(batch, &error);
+            self.retire_failed(active, batch, error);
             return;
         }
-        if let Err(error) = active.file.sync().await {
+        if let Err(error) = active.file.sync(SyncPoint::Commit).await {
             // After a failed sync these pages are not trusted again, whatever a later sync says
             // ("fsyncgate"): the segment ends at what was durable before.
             tracing::error!(segment = %active.segment.number(), %error, "sync failed; segment is sealed");
-            self.retire(active);
-            self.fail(batch, &error);
+            self.retire_failed(active, batch, error);
             return;
         }
         active.tail += written;
@@ -235,17 +243,18 @@ impl Committer {
                 Stored { object: number.object(slot), segment: Arc::clone(&active.segment), end };
             let _ = pending.done.send(Ok(stored));
         }
+        active.demand.set(active.tail, self.shared.store.options.segment_bytes);
         if self.spare.is_none() && self.wants_spare(&active) {
-            self.spare = Some(self.shared.store.create_packed(true));
+            self.spare = Some(self.shared.store.create_packed(Some(Arc::clone(&active.demand))));
         }
         self.active = Some(active);
         self.change_over();
     }
 
     fn wants_spare(&self, active: &Active) -> bool {
-        let half_full =
-            active.tail * 2 > self.shared.store.options.segment_bytes || active.slots * 2 > SLOTS;
-        half_full || !active.prewritten && active.tail > PREWRITE_AFTER
+        let segment_bytes = self.shared.store.options.segment_bytes;
+        let begun = active.tail > segment_bytes / SPARE_FROM || active.slots > SLOTS / 2;
+        begun || !active.prewritten && active.tail > PREWRITE_AFTER
     }
 
     /// Leaves a segment that grows as it is written as soon as a better one is ready.
@@ -257,7 +266,7 @@ impl Committer {
         let mut context = std::task::Context::from_waker(Waker::noop());
         let Poll::Ready(made) = std::pin::Pin::new(spare).poll(&mut context) else { return };
         self.spare = None;
-        let made = made.and_then(adopt);
+        let made = made.and_then(|fresh| self.adopt(fresh));
         match made {
             Ok(next) => {
                 if let Some(active) = self.active.replace(next) {
@@ -269,7 +278,7 @@ impl Committer {
     }
 
     /// Takes what fits into the active segment and one batch, and encodes it into the buffer.
-    fn encode_batch(&mut self, active: &Active) -> Vec<(Pending, u16, Entry, u64)> {
+    fn encode_batch(&mut self, active: &Active) -> Vec<Batched> {
         let limit = self.shared.store.options.segment_bytes;
         let mut queue = self.shared.queue.borrow_mut();
         let mut batch = Vec::with_capacity(queue.len().min(BATCH_RECORDS));
@@ -287,12 +296,15 @@ impl Committer {
             let Some(pending) = queue.pop_front() else { break };
             self.shared.queued_bytes.set(self.shared.queued_bytes.get() - bytes);
             let head = head_of(&pending.draft, &active.segment, slot as u16);
-            head.encode(&mut self.buffer);
+            head.encode(active.segment.header().salt, &mut self.buffer);
             self.buffer.extend_from_slice(&pending.draft.payload);
             self.buffer.resize(align(self.buffer.len() as u64) as usize, 0);
             let entry = entry_of(&head, at);
             batch.push((pending, slot as u16, entry, at + head.record_len()));
         }
+        let end = active.tail + self.buffer.len() as u64;
+        let padding = end.next_multiple_of(PAGE) - end;
+        self.buffer.resize(self.buffer.len() + padding as usize, 0);
         batch
     }
 
@@ -301,28 +313,41 @@ impl Committer {
             return Ok(());
         }
         let fresh = match self.spare.take() {
-            Some(spare) => spare.await?,
-            None => self.shared.store.create_packed(false).await?,
+            Some(spare) => match spare.await {
+                Ok(fresh) => fresh,
+                // A plain one may still be had.
+                Err(_) => self.shared.store.create_packed(None).await?,
+            },
+            None => self.shared.store.create_packed(None).await?,
         };
-        self.active = Some(adopt(fresh)?);
+        self.active = Some(self.adopt(fresh)?);
         Ok(())
+    }
+
+    /// Takes a fresh segment over, on the shard's own thread.
+    fn adopt(&self, fresh: Fresh) -> Result<Active> {
+        let file = ShardFile::adopt(fresh.segment.file().clone(), self.shared.store.pool())?;
+        Ok(Active {
+            tail: fresh.segment.durable(),
+            slots: 0,
+            file,
+            prewritten: fresh.prewritten,
+            segment: fresh.segment,
+            demand: Arc::default(),
+        })
     }
 
     /// Seals a segment in the background; it stays readable meanwhile.
     fn retire(&self, active: Active) {
-        let segment = Arc::clone(&active.segment);
-        let number = segment.number();
-        drop(self.shared.store.pool().run(move || cut(&segment)));
-        let sealing = self.shared.store.seal(active.segment);
-        monoio::spawn(async move {
-            if let Err(error) = sealing.await {
-                tracing::error!(segment = %number, %error, "sealing failed; the segment is recovered at the next start");
-            }
-        });
+        drop(self.shared.store.seal(active.segment));
     }
 
-    fn fail(&self, batch: Vec<(Pending, u16, Entry, u64)>, error: &Error) {
+    /// A write or sync failed: the segment ends at what was durable before, its uploads get errors,
+    /// and its disk is asked for no more until it is probed well.
+    fn retire_failed(&self, active: Active, batch: Vec<Batched>, error: Error) {
         self.shared.sync_errors.increment(1);
+        let error = self.shared.store.note_failure(active.segment.folder(), error);
+        self.retire(active);
         for (pending, ..) in batch {
             let _ = pending.done.send(Err(error.clone()));
         }
@@ -338,41 +363,18 @@ impl Committer {
     /// Seals the active segment and drops an unused spare.
     async fn close(mut self) {
         if let Some(active) = self.active.take() {
-            let segment = Arc::clone(&active.segment);
-            drop(self.shared.store.pool().run(move || cut(&segment)));
-            if let Err(error) = self.shared.store.seal(active.segment).await {
-                tracing::error!(%error, "sealing at the end failed; the segment is recovered at the next start");
-            }
+            // An error has been said in the log.
+            let _ = self.shared.store.seal(active.segment).await;
         }
         if let Some(Ok(fresh)) = match self.spare.take() {
             Some(spare) => Some(spare.await),
             None => None,
         } {
             let store = Arc::clone(&self.shared.store);
-            let number: SegmentNumber = fresh.segment.number();
-            let _ = self.shared.store.pool().run(move || store.forget(number)).await;
+            let number = fresh.segment.number();
+            let _ = self.shared.store.pool().run(move || store.remove(number)).await;
         }
     }
-}
-
-/// Takes a fresh segment over, on the shard's own thread.
-fn adopt(fresh: Fresh) -> Result<Active> {
-    let file = ShardFile::adopt(fresh.file, fresh.segment.path().clone())?;
-    Ok(Active {
-        tail: fresh.segment.durable(),
-        slots: 0,
-        file,
-        prewritten: fresh.prewritten,
-        segment: fresh.segment,
-    })
-}
-
-/// Cuts a segment's file to what is durable. Blocking.
-fn cut(segment: &Segment) -> Result<()> {
-    segment
-        .file()
-        .set_len(segment.durable())
-        .map_err(|error| Error::io("cut", segment.path(), error))
 }
 
 fn head_of(draft: &Draft, segment: &Segment, slot: u16) -> RecordHead {

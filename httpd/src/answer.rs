@@ -60,7 +60,9 @@ impl From<Error> for Problem {
         let message = error.to_string();
         match error {
             Error::NoSpace { .. } => Self::new(507, "no_space", message),
+            Error::NoFolder(_) => Self::new(503, "no_folder", message),
             Error::NoNumbers => Self::new(503, "no_segment_numbers", message),
+            Error::OtherGeneration(_) => Self::new(409, "other_generation", message),
             Error::Busy(_) => Self::new(503, "busy", message),
             Error::Stopping => Self::new(503, "stopping", message),
             Error::DamagedObject { .. } | Error::Damaged { .. } => {

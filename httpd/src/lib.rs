@@ -15,4 +15,6 @@ mod side;
 mod storage;
 mod upstream;
 
+pub use storage::{Verdict, judge, offer_of};
+
 pub use node::{Common, RunError, bind, run_gateway, run_storage};

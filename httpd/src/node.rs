@@ -11,6 +11,7 @@ use reel_control::api::{Groups, NodeInfo, NodeState};
 use reel_control::catalog::{CatalogHandle, barrier, run_batches};
 use reel_control::client::{ClientError, Trackers};
 use reel_control::config::{HttpConfig, StorageConfig};
+use reel_engine::upkeep::{Finding, Upkeep, UpkeepOptions};
 use reel_engine::{Recovery, SegmentNumber, Store, StoreOptions};
 use tokio::sync::Notify;
 
@@ -18,10 +19,12 @@ use crate::gateway::{Gateway, GatewayShard, LastAnswers};
 use crate::replicate::run_followers;
 use crate::shard::{self, Stop};
 use crate::side::Side;
-use crate::storage::{Acks, Epochs, Node, StorageShard, offer_again};
+use crate::storage::{
+    Acks, Epochs, Node, StorageShard, offer_again, repair_damaged, run_sweeps,
+};
 
-/// Threads for blocking file calls of a node.
-const DISK_THREADS: usize = 4;
+/// Damaged objects that wait to be fetched from a peer; the next scrub finds those beyond again.
+const REPAIRS: usize = 1024;
 /// Between looks at the free space.
 const SPACE: Duration = Duration::from_millis(500);
 /// Between looks whether a gateway could serve.
@@ -147,6 +150,8 @@ pub fn run_storage(
         peers,
         leases,
     });
+    let (repairs, damaged) = tokio::sync::mpsc::channel(REPAIRS);
+    let upkeep = start_upkeep(&node, repairs)?;
     let stop = Stop::default();
     let (stopping, draining, hurried) = (stop.clone(), Arc::clone(&status), Arc::clone(&hurry));
     stopper(Box::new(move || {
@@ -157,12 +162,39 @@ pub fn run_storage(
         stopping.stop();
     }));
     ready(address);
-    let mut offers = Some(recovery.offer);
-    run_shards(sockets, |index, socket| {
+    let mut first = Some(FirstShard { offer: recovery.offer, damaged });
+    let result = run_shards(sockets, |index, socket| {
         let (node, stop) = (Arc::clone(&node), stop.clone());
-        let offer = offers.take();
-        move || storage_shard(index, socket, node, stop, offer)
-    })
+        let first = first.take();
+        move || storage_shard(index, socket, node, stop, first)
+    });
+    drop(upkeep);
+    result
+}
+
+/// What one shard does for all.
+struct FirstShard {
+    /// Segments whose records are offered to the catalog again.
+    offer: Vec<SegmentNumber>,
+    /// Damaged objects that the scrub found.
+    damaged: tokio::sync::mpsc::Receiver<Finding>,
+}
+
+fn start_upkeep(
+    node: &Node,
+    repairs: tokio::sync::mpsc::Sender<Finding>,
+) -> Result<Upkeep, RunError> {
+    let config = &node.config.upkeep;
+    let options = UpkeepOptions {
+        share: f64::from(config.share) / 100.0,
+        scrub_every: config.scrub_every.0,
+        repair: Some(Arc::new(move |finding: &Finding| {
+            if repairs.try_send(finding.clone()).is_err() {
+                tracing::warn!(%finding, "too many damaged objects wait; the next scrub finds it again");
+            }
+        })),
+    };
+    Upkeep::start(Arc::clone(&node.store), options).map_err(io("start the upkeep thread"))
 }
 
 fn open_store(
@@ -173,20 +205,22 @@ fn open_store(
 ) -> Result<(Arc<Store>, Recovery), RunError> {
     let numbers = Arc::clone(leases);
     let started = std::time::Instant::now();
+    let folders = config.data.paths();
+    let numbers = Arc::new(move || numbers.next().and_then(SegmentNumber::new));
     let (store, recovery) = Store::open(StoreOptions {
-        dir: config.data.clone(),
         cluster: common.cluster.clone(),
         node: config.id,
         group: config.group,
         segment_bytes: config.segment_bytes.0,
         reserve_bytes: config.reserve.0,
         open_segments: config.open_segments,
-        disk_threads: DISK_THREADS,
         barrier: Arc::new(barrier(catalog_url)),
-        numbers: Arc::new(move || numbers.next().and_then(SegmentNumber::new)),
+        compact_dead_percent: u64::from(config.upkeep.compact_dead),
+        tombstone_keep_ms: config.upkeep.tombstone_keep.0.as_millis() as u64,
+        ..StoreOptions::new(folders.iter().cloned(), numbers)
     })?;
     tracing::info!(
-        dir = %config.data.display(), segments = store.segment_count(), recovered = recovery.offer.len(),
+        folders = ?folders, segments = store.segment_count(), recovered = recovery.offer.len(),
         cut_bytes = recovery.cut_bytes, unfinished = recovery.unfinished,
         milliseconds = started.elapsed().as_millis() as u64, "data folder is open"
     );
@@ -232,7 +266,11 @@ async fn watch(status: Arc<NodeStatus>, store: Arc<Store>, hurry: Arc<Notify>) {
         if last.1.is_multiple_of(10) {
             // statvfs may wait for a disk: not on this thread.
             let looked = Arc::clone(&store);
-            if let Err(error) = store.pool().run(move || looked.refresh_space()).await {
+            let look = store.pool().run(move || {
+                looked.refresh_space();
+                Ok(())
+            });
+            if let Err(error) = look.await {
                 tracing::error!(%error, "free space is not known");
             }
             let free = store.space().0;
@@ -284,16 +322,18 @@ fn storage_shard(
     socket: std::net::TcpListener,
     node: Arc<Node>,
     stop: Stop,
-    offer: Option<Vec<SegmentNumber>>,
+    first: Option<FirstShard>,
 ) -> Result<(), RunError> {
     in_runtime(index, async move {
         let limits = Rc::new(node.config.limits.clone());
         let shard = StorageShard::new(node);
         let writing = monoio::spawn(shard.writer.clone().run());
         monoio::spawn(shard.stage.clone().run());
-        if let Some(segments) = offer {
+        if let Some(FirstShard { offer, damaged }) = first {
             monoio::spawn(run_followers(Rc::clone(&shard), stop.clone()));
-            monoio::spawn(offer_again(Rc::clone(&shard), segments));
+            monoio::spawn(offer_again(Rc::clone(&shard), offer));
+            monoio::spawn(repair_damaged(Rc::clone(&shard), damaged));
+            monoio::spawn(run_sweeps(Rc::clone(&shard)));
         }
         let result = shard::run(socket, Rc::new(Rc::clone(&shard)), limits, stop).await;
         shard.writer.stop();

@@ -24,6 +24,8 @@ type Answer<T> = oneshot::Sender<Result<T>>;
 
 enum Read {
     Lookup { user: String, name: String, answer: Answer<Option<Row>> },
+    RowsOf { files: Vec<(String, String)>, answer: Answer<Vec<Option<Row>>> },
+    Rows { after: (String, String), limit: u32, answer: Answer<Vec<Row>> },
     List { user: String, prefix: String, after: String, limit: u32, answer: Answer<Vec<Row>> },
     Settle { user: String, proposed: u32, answer: Answer<u32> },
 }
@@ -71,6 +73,20 @@ impl CatalogHandle {
     pub async fn lookup(&self, user: &str, name: &str) -> Result<Option<Row>> {
         let (answer, answered) = oneshot::channel();
         send(&self.reads, Read::Lookup { user: user.to_owned(), name: name.to_owned(), answer })?;
+        receive(answered).await
+    }
+
+    /// [`Catalog::rows_of`].
+    pub async fn rows_of(&self, files: Vec<(String, String)>) -> Result<Vec<Option<Row>>> {
+        let (answer, answered) = oneshot::channel();
+        send(&self.reads, Read::RowsOf { files, answer })?;
+        receive(answered).await
+    }
+
+    /// [`Catalog::rows`].
+    pub async fn rows(&self, after: (String, String), limit: u32) -> Result<Vec<Row>> {
+        let (answer, answered) = oneshot::channel();
+        send(&self.reads, Read::Rows { after, limit, answer })?;
         receive(answered).await
     }
 
@@ -249,6 +265,10 @@ async fn read(catalog: &Catalog, request: Read) -> bool {
         Read::Lookup { user, name, answer: to } => {
             answer(to, timed(catalog.lookup(&user, &name)).await)
         }
+        Read::RowsOf { files, answer: to } => answer(to, timed(catalog.rows_of(&files)).await),
+        Read::Rows { after: (user, name), limit, answer: to } => {
+            answer(to, timed(catalog.rows((&user, &name), limit)).await)
+        }
         Read::List { user, prefix, after, limit, answer: to } => {
             answer(to, timed(catalog.list(&user, &prefix, &after, limit)).await)
         }
@@ -262,6 +282,8 @@ fn refuse(request: Read) {
     let error = CatalogError::Away("it has not been reached yet".to_owned());
     match request {
         Read::Lookup { answer, .. } => drop(answer.send(Err(error))),
+        Read::RowsOf { answer, .. } => drop(answer.send(Err(error))),
+        Read::Rows { answer, .. } => drop(answer.send(Err(error))),
         Read::List { answer, .. } => drop(answer.send(Err(error))),
         Read::Settle { answer, .. } => drop(answer.send(Err(error))),
     }

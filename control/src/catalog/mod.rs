@@ -206,11 +206,7 @@ impl Catalog {
 
     /// The row of a file; `None` when there is none (a mark counts as none).
     pub async fn lookup(&self, user: &str, name: &str) -> Result<Option<Row>> {
-        let row = match self {
-            Self::Sqlite(sqlite) => sqlite.lookup(user, name).await,
-            Self::Postgres(postgres) => postgres.lookup(user, name).await,
-        }?;
-        Ok(row.filter(|row| !row.is_mark()))
+        Ok(self.row(user, name).await?.filter(|row| !row.is_mark()))
     }
 
     /// Files of a user in order of name, after `after`, that start with `prefix`.
@@ -224,6 +220,30 @@ impl Catalog {
         match self {
             Self::Sqlite(sqlite) => sqlite.list(user, prefix, after, limit).await,
             Self::Postgres(postgres) => postgres.list(user, prefix, after, limit).await,
+        }
+    }
+
+    /// The rows of several names, marks of deletes too; a row (or none) each.
+    pub async fn rows_of(&self, files: &[(String, String)]) -> Result<Vec<Option<Row>>> {
+        let mut found = Vec::with_capacity(files.len());
+        for (user, name) in files {
+            found.push(self.row(user, name).await?);
+        }
+        Ok(found)
+    }
+
+    async fn row(&self, user: &str, name: &str) -> Result<Option<Row>> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.lookup(user, name).await,
+            Self::Postgres(postgres) => postgres.lookup(user, name).await,
+        }
+    }
+
+    /// Rows of all users in order of user and name, marks of deletes too, after `after`.
+    pub async fn rows(&self, after: (&str, &str), limit: u32) -> Result<Vec<Row>> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.rows(after, limit).await,
+            Self::Postgres(postgres) => postgres.rows(after, limit).await,
         }
     }
 

@@ -125,6 +125,17 @@ impl Sqlite {
         rows.iter().map(row_of).collect::<Result<_, _>>().map_err(away)
     }
 
+    pub(super) async fn rows(&self, after: (&str, &str), limit: u32) -> Result<Vec<Row>> {
+        let rows = sqlx::query("SELECT user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE (user, name) > (?, ?) ORDER BY user, name LIMIT ?")
+            .bind(after.0)
+            .bind(after.1)
+            .bind(i64::from(limit))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(away)?;
+        rows.iter().map(row_of).collect::<Result<_, _>>().map_err(away)
+    }
+
     pub(super) async fn group_of(&self, user: &str) -> Result<Option<u32>> {
         sqlx::query_scalar::<_, i64>("SELECT grp FROM users WHERE name = ?")
             .bind(user)

@@ -154,8 +154,8 @@ pub struct StorageConfig {
     pub listen: SocketAddr,
     /// The address others reach it at; `listen` when absent.
     pub advertise: Option<SocketAddr>,
-    /// The data folder.
-    pub data: PathBuf,
+    /// The data folders, one a disk.
+    pub data: DataFolders,
     /// Shards; one a core when absent.
     pub shards: Option<u32>,
     /// How the group is kept equal.
@@ -191,12 +191,67 @@ pub struct StorageConfig {
     /// Segment numbers fetched at a time.
     #[serde(default = "default_lease")]
     pub lease: u64,
+    /// What goes on in the background.
+    #[serde(default)]
+    pub upkeep: UpkeepConfig,
     /// Limits of connections.
     #[serde(default)]
     pub limits: LimitsConfig,
     /// Cross-origin rules.
     #[serde(default)]
     pub cors: CorsConfig,
+}
+
+/// Data folders: one path, or a list with one a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum DataFolders {
+    /// One folder.
+    One(PathBuf),
+    /// One a disk.
+    Several(Vec<PathBuf>),
+}
+
+impl DataFolders {
+    /// The folders, in their order.
+    pub fn paths(&self) -> &[PathBuf] {
+        match self {
+            Self::One(path) => std::slice::from_ref(path),
+            Self::Several(paths) => paths,
+        }
+    }
+}
+
+/// `[storage.upkeep]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpkeepConfig {
+    /// Percent of the time in which compaction, scrub and sweep together use the disks.
+    pub share: u8,
+    /// From one scrub of every byte to the next.
+    pub scrub_every: Span,
+    /// Percent of dead bytes from which a segment is compacted.
+    pub compact_dead: u8,
+    /// How long a deleted name's tombstone outlives its object.
+    pub tombstone_keep: Span,
+    /// From one comparison of segments and catalog to the next.
+    pub sweep_every: Span,
+    /// How old an object without a name is before it is buried.
+    pub orphan_grace: Span,
+}
+
+impl Default for UpkeepConfig {
+    fn default() -> Self {
+        const HOUR: u64 = 3_600_000;
+        Self {
+            share: 20,
+            scrub_every: Span::ms(7 * 24 * HOUR),
+            compact_dead: 25,
+            tombstone_keep: Span::ms(30 * 24 * HOUR),
+            sweep_every: Span::ms(24 * HOUR),
+            orphan_grace: Span::ms(HOUR),
+        }
+    }
 }
 
 /// How an HTTP server brings bytes to its clients.
@@ -384,6 +439,19 @@ impl Config {
             }
             if !(1 << 20..=16 << 30).contains(&storage.segment_bytes.0) {
                 return fail("segment_bytes", "must be between 1 MiB and 16 GiB");
+            }
+            let folders = storage.data.paths();
+            if folders.is_empty() {
+                return fail("data", "must name at least one folder");
+            }
+            if (1..folders.len()).any(|at| folders[..at].contains(&folders[at])) {
+                return fail("data", "names a folder twice");
+            }
+            if !(1..=100).contains(&storage.upkeep.share) {
+                return fail("share", "is a percentage from 1 to 100");
+            }
+            if !(1..=99).contains(&storage.upkeep.compact_dead) {
+                return fail("compact_dead", "is a percentage from 1 to 99");
             }
             if storage.upload_memory.0 < 16 << 20 {
                 return fail("upload_memory", "must be at least 16 MiB");

@@ -1,5 +1,6 @@
-//! The disk threads: where blocking system calls on files are made.
+//! The disk threads: where blocking calls are made.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,12 +15,28 @@ use crate::error::{Error, Result};
 /// Calls that may wait for a disk thread; one more is answered with [`Error::Busy`].
 const QUEUE: usize = 4096;
 
-type Call = Box<dyn FnOnce() + Send>;
+/// A call to be made.
+pub type Call = Box<dyn FnOnce() + Send>;
 
-/// A small set of named threads with one bounded queue.
-#[derive(Debug, Clone)]
-pub struct DiskPool {
-    calls: SyncSender<Call>,
+/// Takes calls to be made some time, by whoever it likes: the simulator's way to choose the order.
+pub trait Queue: Send + Sync {
+    /// Takes a call.
+    fn push(&self, call: Call);
+}
+
+/// Where blocking calls are made. Cheap to clone.
+#[derive(Clone)]
+pub enum DiskPool {
+    /// A small set of named threads with one bounded queue.
+    Threads(SyncSender<Call>),
+    /// Whoever the queue belongs to.
+    Queue(Arc<dyn Queue>),
+}
+
+impl fmt::Debug for DiskPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DiskPool")
+    }
 }
 
 impl DiskPool {
@@ -33,7 +50,7 @@ impl DiskPool {
                 .name(format!("reel-disk-{index}"))
                 .spawn(move || work(&waiting))?;
         }
-        Ok(Self { calls })
+        Ok(Self::Threads(calls))
     }
 
     /// Queues `call` at once; the returned [`Job`] gives its result. Dropping the job does not
@@ -44,15 +61,21 @@ impl DiskPool {
         F: FnOnce() -> Result<T> + Send + 'static,
     {
         let (done, result) = oneshot::channel();
-        let queued = self.calls.try_send(Box::new(move || {
+        let call: Call = Box::new(move || {
             // The receiver may be gone; the call's effect stands all the same.
             let _ = done.send(call());
-        }));
-        match queued {
-            Ok(()) => Job::Queued(result),
-            Err(TrySendError::Full(_)) => Job::Refused(Some(Error::Busy("the disk queue"))),
-            Err(TrySendError::Disconnected(_)) => Job::Refused(Some(Error::Stopping)),
+        });
+        match self {
+            Self::Queue(queue) => queue.push(call),
+            Self::Threads(threads) => match threads.try_send(call) {
+                Ok(()) => {}
+                Err(TrySendError::Full(_)) => {
+                    return Job::Refused(Some(Error::Busy("the disk queue")));
+                }
+                Err(TrySendError::Disconnected(_)) => return Job::Refused(Some(Error::Stopping)),
+            },
         }
+        Job::Queued(result)
     }
 }
 

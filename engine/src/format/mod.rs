@@ -9,8 +9,10 @@ pub mod superblock;
 pub mod table;
 pub mod trailer;
 
-/// The format version this build writes, and the only one it reads.
-pub const FORMAT: u32 = 1;
+/// The format version this build writes. It reads this one and all before.
+pub const FORMAT: u32 = 2;
+/// The first version: no salt in segment headers and heads, tables without tombstones' targets.
+pub const FORMAT_1: u32 = 1;
 /// Records and payloads start at multiples of this many bytes.
 pub const ALIGN: u64 = 8;
 /// The page that a segment's header fills.
@@ -39,6 +41,14 @@ pub enum FormatError {
     /// A field holds what it never should.
     #[error("{0}")]
     Field(&'static str),
+}
+
+/// The format version at byte 8, when this build reads it.
+fn version_of(bytes: &[u8]) -> Result<u32, FormatError> {
+    match u32_at(bytes, 8)? {
+        version @ FORMAT_1..=FORMAT => Ok(version),
+        version => Err(FormatError::Version(version)),
+    }
 }
 
 /// Reads `N` bytes at `at`.

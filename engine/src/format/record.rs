@@ -4,7 +4,7 @@ use super::{FormatError, HEADER_BYTES, align, bytes_at, put, u16_at, u32_at, u64
 use crate::clock::Version;
 use crate::id::{ObjectId, SegmentNumber};
 
-const MAGIC: [u8; 4] = *b"RREC";
+const MAGIC: [u8; 4] = RecordHead::MAGIC;
 /// Bytes before user, name and type.
 pub const FIXED_BYTES: usize = 72;
 const CRC_AT: usize = 68;
@@ -90,6 +90,14 @@ pub struct RecordHead {
 }
 
 impl RecordHead {
+    /// What a head begins with.
+    pub const MAGIC: [u8; 4] = *b"RREC";
+
+    /// Whether the (unchecked) start of a head says that block checksums follow the payload.
+    pub fn is_large(start: &[u8]) -> bool {
+        start.get(9).is_some_and(|layout| *layout != 0)
+    }
+
     /// Bytes of the head for these texts in a packed segment.
     pub fn packed_head_len(user: &str, name: &str, content_type: &str) -> u32 {
         align((FIXED_BYTES + user.len() + name.len() + content_type.len()) as u64) as u32
@@ -100,12 +108,12 @@ impl RecordHead {
         u64::from(self.head_len) + align(self.payload_len)
     }
 
-    /// Appends the head to `out`, padded with zeros to `head_len`.
+    /// Appends the head to `out`, padded with zeros to `head_len`. `salt` is the segment's.
     ///
     /// # Panics
     /// When a text is longer than its field allows, or `head_len` is too small for them; callers
     /// check names when they come in.
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    pub fn encode(&self, salt: u32, out: &mut Vec<u8>) {
         let texts = [&self.user, &self.name, &self.content_type];
         let used = FIXED_BYTES + texts.iter().map(|text| text.len()).sum::<usize>();
         assert!(used <= self.head_len as usize && self.head_len as usize <= MAX_HEAD);
@@ -135,7 +143,7 @@ impl RecordHead {
             put(head, at, text.as_bytes());
             at += text.len();
         }
-        let crc = head_crc(head);
+        let crc = head_crc(head, salt);
         put(head, CRC_AT, &crc.to_le_bytes());
     }
 
@@ -151,11 +159,11 @@ impl RecordHead {
         Ok(length)
     }
 
-    /// Understands the head at the start of `bytes`, or says why not.
-    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+    /// Understands the head at the start of `bytes`, or says why not. `salt` is the segment's.
+    pub fn decode(bytes: &[u8], salt: u32) -> Result<Self, FormatError> {
         let length = Self::peek_len(bytes)?;
         let head = bytes.get(..length).ok_or(FormatError::Short)?;
-        if u32_at(head, CRC_AT)? != head_crc(head) {
+        if u32_at(head, CRC_AT)? != head_crc(head, salt) {
             return Err(FormatError::Crc("record head"));
         }
         let kind = RecordKind::from_byte(head[4])?;
@@ -189,9 +197,13 @@ impl RecordHead {
     }
 }
 
-/// The CRC of a head: all of it but the CRC's own four bytes.
-fn head_crc(head: &[u8]) -> u32 {
+/// The CRC of a head: the segment's salt (unless it is 0: format version 1), then all of the head
+/// but the CRC's own four bytes.
+fn head_crc(head: &[u8], salt: u32) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
+    if salt != 0 {
+        hasher.update(&salt.to_le_bytes());
+    }
     hasher.update(&head[..CRC_AT]);
     hasher.update(&head[CRC_AT + 4..]);
     hasher.finalize()
@@ -201,6 +213,17 @@ fn head_crc(head: &[u8]) -> u32 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const SALT: u32 = 0x5a17;
+
+    #[test]
+    fn a_head_of_another_salt_is_refused() {
+        let mut bytes = Vec::new();
+        let head = head("u".into(), "f".into(), "t".into());
+        head.encode(0, &mut bytes);
+        assert_eq!(RecordHead::decode(&bytes, 0), Ok(head));
+        assert_eq!(RecordHead::decode(&bytes, 1), Err(FormatError::Crc("record head")));
+    }
 
     fn head(user: String, name: String, content_type: String) -> RecordHead {
         RecordHead {
@@ -226,24 +249,24 @@ mod tests {
         fn it_round_trips(user in "[a-z]{1,128}", name in "\\PC{1,200}", kind in "[a-z/]{0,255}") {
             let head = head(user, name, kind);
             let mut bytes = vec![9, 9, 9];
-            head.encode(&mut bytes);
-            prop_assert_eq!(RecordHead::decode(&bytes[3..]), Ok(head));
+            head.encode(SALT, &mut bytes);
+            prop_assert_eq!(RecordHead::decode(&bytes[3..], SALT), Ok(head));
         }
 
         #[test]
         fn noise_is_never_a_record_and_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(RecordHead::decode(&bytes).is_err());
+            prop_assert!(RecordHead::decode(&bytes, SALT).is_err());
         }
     }
 
     #[test]
     fn every_flipped_bit_is_found() {
         let mut bytes = Vec::new();
-        head("u".into(), "a/b.mp4".into(), "video/mp4".into()).encode(&mut bytes);
+        head("u".into(), "a/b.mp4".into(), "video/mp4".into()).encode(SALT, &mut bytes);
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(RecordHead::decode(&damaged).is_err(), "bit {bit}");
+            assert!(RecordHead::decode(&damaged, SALT).is_err(), "bit {bit}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The first page of every segment file.
 
-use super::{FORMAT, FormatError, HEADER_BYTES, bytes_at, put, u32_at, u64_at};
+use super::{FORMAT, FORMAT_1, FormatError, HEADER_BYTES, bytes_at, put, u32_at, u64_at, version_of};
 use crate::id::SegmentNumber;
 
 const MAGIC: [u8; 8] = *b"REELSEG\n";
@@ -32,7 +32,7 @@ impl SegmentKind {
     }
 }
 
-/// A segment's header: 4,096 bytes, of which the first 40 and the last 4 say something.
+/// A segment's header: 4,096 bytes, of which the first 44 and the last 4 say something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentHeader {
     /// Packed or solo.
@@ -41,8 +41,12 @@ pub struct SegmentHeader {
     pub number: SegmentNumber,
     /// How often compaction rewrote the segment; offsets are valid within one generation.
     pub generation: u32,
-    /// The node that writes it.
+    /// The node that made it; ids in it are the creator's.
     pub creator: u32,
+    /// Random for each writing of the segment (0 in version 1). The checksums of heads begin with
+    /// it, so that bytes a client uploads are never taken for a record when a damaged segment is
+    /// searched; and copies with equal number, generation and salt are the same bytes.
+    pub salt: u32,
     /// Milliseconds since 1970.
     pub created_ms: u64,
 }
@@ -58,6 +62,7 @@ impl SegmentHeader {
         put(&mut page, 24, &self.generation.to_le_bytes());
         put(&mut page, 28, &self.creator.to_le_bytes());
         put(&mut page, 32, &self.created_ms.to_le_bytes());
+        put(&mut page, 40, &self.salt.to_le_bytes());
         let crc = crc32fast::hash(&page[..CRC_AT]);
         put(&mut page, CRC_AT, &crc.to_le_bytes());
         page
@@ -68,10 +73,7 @@ impl SegmentHeader {
         if bytes_at::<8>(page, 0)? != MAGIC {
             return Err(FormatError::Magic);
         }
-        let format = u32_at(page, 8)?;
-        if format != FORMAT {
-            return Err(FormatError::Version(format));
-        }
+        let version = version_of(page)?;
         if u32_at(page, CRC_AT)? != crc32fast::hash(&page[..CRC_AT]) {
             return Err(FormatError::Crc("segment header"));
         }
@@ -81,6 +83,7 @@ impl SegmentHeader {
                 .ok_or(FormatError::Field("segment number of more than 48 bits"))?,
             generation: u32_at(page, 24)?,
             creator: u32_at(page, 28)?,
+            salt: if version == FORMAT_1 { 0 } else { u32_at(page, 40)? },
             created_ms: u64_at(page, 32)?,
         })
     }
@@ -96,6 +99,7 @@ mod tests {
             number: SegmentNumber::new(0x3a5f).expect("fits"),
             generation: 2,
             creator: 101,
+            salt: 0xfeed,
             created_ms: 1_700_000_000_000,
         }
     }

@@ -1,6 +1,6 @@
 //! The superblock: whose data folder this is, and in which format.
 
-use super::{FORMAT, FormatError, bytes_at, put, u32_at, u64_at};
+use super::{FORMAT, FormatError, bytes_at, put, u32_at, u64_at, version_of};
 
 const MAGIC: [u8; 8] = *b"REELSUP\n";
 /// Its size in bytes.
@@ -21,6 +21,8 @@ pub struct Superblock {
     pub group: u32,
     /// Random, made with the folder: tells two folders of one node id apart.
     pub instance: u128,
+    /// The format version it was read in; written is always [`FORMAT`].
+    pub format: u32,
     /// Milliseconds since 1970.
     pub created_ms: u64,
 }
@@ -48,10 +50,7 @@ impl Superblock {
         if bytes_at::<8>(bytes, 0)? != MAGIC {
             return Err(FormatError::Magic);
         }
-        let format = u32_at(bytes, 8)?;
-        if format != FORMAT {
-            return Err(FormatError::Version(format));
-        }
+        let format = version_of(bytes)?;
         if u32_at(bytes, CRC_AT)? != crc32fast::hash(&bytes[..CRC_AT]) {
             return Err(FormatError::Crc("superblock"));
         }
@@ -66,6 +65,7 @@ impl Superblock {
             node: u32_at(bytes, 12)?,
             group: u32_at(bytes, 40)?,
             instance: u128::from_le_bytes(bytes_at(bytes, 16)?),
+            format,
             created_ms: u64_at(bytes, 32)?,
         })
     }
@@ -82,6 +82,7 @@ mod tests {
             node: 102,
             group: 1,
             instance: 0x1234_5678,
+            format: FORMAT,
             created_ms: 9,
         };
         let bytes = block.encode();

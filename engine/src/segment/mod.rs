@@ -1,28 +1,27 @@
 //! An open segment: its file, and what finds and checks the objects in it.
 
 pub(crate) mod open;
+pub(crate) mod scan;
 
-use std::fs::File;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::disk;
+use crate::disk::DiskFile;
 use crate::error::{Error, Result};
 use crate::format::record::RecordHead;
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
 use crate::format::table::SlotState;
 use crate::format::{FormatError, HEADER_BYTES};
 use crate::id::{ObjectId, SLOTS, SegmentNumber};
-use crate::slots::SlotTable;
-
-pub(crate) use open::scan_packed;
+use crate::slots::{SlotTable, record_bytes};
 
 /// A segment that can be read. Shared by all shards; what changes in it are atomics.
 #[derive(Debug)]
 pub struct Segment {
     header: SegmentHeader,
-    path: PathBuf,
-    file: File,
+    /// The data folder it lies in, by its place in the configuration.
+    folder: u16,
+    file: DiskFile,
     content: Content,
     /// Bytes that are durable and published; rises while the segment is active.
     durable: AtomicU64,
@@ -32,6 +31,12 @@ pub struct Segment {
     unsettled: AtomicU32,
     /// Somebody is settling it.
     settling: AtomicBool,
+    /// Bytes of records whose objects are dead.
+    dead_bytes: AtomicU64,
+    /// Asked for since the handle cache last looked.
+    used: AtomicBool,
+    /// There are places in it without a record: it should be rewritten.
+    has_holes: AtomicBool,
 }
 
 /// What finds the objects.
@@ -73,15 +78,19 @@ pub struct Located {
 impl Segment {
     pub(crate) fn new(
         header: SegmentHeader,
-        path: PathBuf,
-        file: File,
+        folder: u16,
+        file: DiskFile,
         content: Content,
         durable: u64,
         sealed: bool,
     ) -> Self {
+        let dead_bytes = match &content {
+            Content::Packed { table, .. } => table.dead_bytes(),
+            Content::Solo { .. } => 0,
+        };
         Self {
             header,
-            path,
+            folder,
             file,
             content,
             durable: AtomicU64::new(durable),
@@ -89,6 +98,9 @@ impl Segment {
             retired: AtomicBool::new(false),
             unsettled: AtomicU32::new(0),
             settling: AtomicBool::new(false),
+            dead_bytes: AtomicU64::new(dead_bytes),
+            used: AtomicBool::new(true),
+            has_holes: AtomicBool::new(false),
         }
     }
 
@@ -112,13 +124,51 @@ impl Segment {
     }
 
     /// The file, for reading.
-    pub fn file(&self) -> &File {
+    pub fn file(&self) -> &DiskFile {
         &self.file
     }
 
     /// The file's path.
-    pub fn path(&self) -> &PathBuf {
-        &self.path
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The data folder it lies in.
+    pub fn folder(&self) -> u16 {
+        self.folder
+    }
+
+    /// Bytes that compaction would give back.
+    pub fn dead_bytes(&self) -> u64 {
+        self.dead_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Marks the object in `slot` of a packed segment dead; true when it was alive.
+    pub(crate) fn kill(&self, slot: u16) -> bool {
+        let killed = self.table().and_then(|table| table.kill(slot));
+        if let Some(entry) = &killed {
+            self.dead_bytes.fetch_add(record_bytes(entry), Ordering::Relaxed);
+        }
+        killed.is_some()
+    }
+
+    pub(crate) fn has_holes(&self) -> bool {
+        self.has_holes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_holes(&self) {
+        self.has_holes.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that it was asked for; whether it had been since the last call with `clear`.
+    pub(crate) fn touch(&self, clear: bool) -> bool {
+        if clear {
+            return self.used.swap(false, Ordering::Relaxed);
+        }
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        true
     }
 
     /// Bytes from the start that are durable; nothing behind them is ever read.
@@ -172,6 +222,11 @@ impl Segment {
     /// Records the catalog has not confirmed yet.
     pub fn unsettled(&self) -> u32 {
         self.unsettled.load(Ordering::Acquire)
+    }
+
+    /// Whether the handle cache may close it: nothing would be forgotten.
+    pub(crate) fn may_be_closed(&self) -> bool {
+        self.is_sealed() && self.unsettled() == 0 && !self.table().is_some_and(SlotTable::is_active)
     }
 
     /// The slot table of a packed segment.
@@ -250,20 +305,20 @@ impl Segment {
             },
         };
         let mut bytes = vec![0; head_len as usize];
-        disk::read_exact_at(&self.file, &self.path, &mut bytes, offset)?;
-        let head = RecordHead::decode(&bytes)
+        self.file.read_exact_at(&mut bytes, offset)?;
+        let head = RecordHead::decode(&bytes, self.header.salt)
             .and_then(|head| {
                 let fits = head.segment == self.number() && head.slot == slot;
                 fits.then_some(head).ok_or(FormatError::Field("head of another record"))
             })
-            .map_err(|error| Error::damaged(&self.path, offset, format!("slot {slot}: {error}")))?;
+            .map_err(|error| Error::damaged(self.path(), offset, format!("slot {slot}: {error}")))?;
         Ok(Some(head))
     }
 
     /// The error for an object of this segment whose bytes fail their checksum.
     pub(crate) fn damaged_object(&self, slot: u16, offset: u64) -> Error {
         let object: ObjectId = self.number().object(slot);
-        Error::DamagedObject { object, path: self.path.clone(), offset }
+        Error::DamagedObject { object, path: self.path().to_owned(), offset }
     }
 
     /// Whether the segment holds one large object.

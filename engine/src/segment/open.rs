@@ -1,59 +1,113 @@
-//! Opens a segment file: a sealed packed one by its table, a solo one by its head and trailer.
+//! Opens a sealed segment: a packed one by its table, a solo one by its head and trailer.
 
-use std::fs::File;
 use std::path::Path;
 
 use super::{Content, Segment};
-use crate::disk;
+use crate::disk::{DiskFile, Volume};
 use crate::error::{Error, Result};
 use crate::format::record::{Layout, RecordHead, RecordKind};
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
-use crate::format::table::{Entry, SlotState};
 use crate::format::{FORMAT, FormatError, HEADER_BYTES, trailer};
-use crate::id::{SLOTS, SegmentNumber};
-use crate::slots::SlotTable;
+use crate::id::SegmentNumber;
+use crate::slots::{OpenedTable, SlotTable};
 
-/// Bytes read at a time when a segment is scanned.
-const SCAN_BYTES: usize = 4 << 20;
+/// What opening a segment gave.
+pub(crate) enum Opened {
+    /// It can be read.
+    Ready(Segment),
+    /// A packed segment whose slot table is missing or damaged.
+    NoTable {
+        header: SegmentHeader,
+        file: DiskFile,
+    },
+}
 
-/// Opens a sealed segment under the data folder `root`. Blocking. A missing or damaged slot table
-/// is rebuilt from the segment (said in the log); dead marks it held come back by the sweep.
-pub(crate) fn open(root: &Path, number: SegmentNumber) -> Result<Segment> {
-    let path = root.join(number.path());
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::NoSegment(number));
-        }
-        Err(error) => return Err(Error::io("open", &path, error)),
+/// Opens the sealed segment at `path`. Blocking. A damaged header page of a packed segment is made
+/// again from the table (said in the log; the scrub reports it).
+pub(crate) fn open(
+    volume: &Volume,
+    folder: u16,
+    path: &Path,
+    number: SegmentNumber,
+) -> Result<Opened> {
+    let file = match volume.open_read(path) {
+        Err(error) if error.is_missing() => return Err(Error::NoSegment(number)),
+        file => file?,
     };
-    let header = read_header(&file, &path, number)?;
-    let (content, durable) = match header.kind {
-        SegmentKind::Packed => {
-            let (table, length) = match SlotTable::open(&path, number, header.generation) {
-                Ok(found) => found,
-                Err(reason) => {
-                    tracing::warn!(segment = %number, %reason, "slot table is rebuilt from its segment");
-                    let (table, scan) = scan_packed(&file, &path, &header)?;
-                    table.write(&path, number, header.generation, scan.end)?;
-                    SlotTable::open(&path, number, header.generation)?
-                }
-            };
-            (Segment::packed(table), length)
+    let header = match read_header(&file, number) {
+        Err(reason @ Error::Damaged { .. }) => {
+            let header = header_from_table(volume, path, number).ok_or(reason)?;
+            tracing::error!(segment = %number, path = %path.display(), "damaged segment header; the slot table stands in for it");
+            header
         }
-        SegmentKind::Solo => open_solo(&file, &path, number)?,
+        header => header?,
     };
-    Ok(Segment::new(header, path, file, content, durable, true))
+    if header.kind == SegmentKind::Solo {
+        let (content, length) = open_solo(&file, &header)?;
+        return Ok(Opened::Ready(Segment::new(header, folder, file, content, length, true)));
+    }
+    match open_table(volume, path, &header) {
+        Ok(opened) => {
+            let content = Segment::packed(opened.table);
+            let length = opened.header.segment_len;
+            Ok(Opened::Ready(Segment::new(header, folder, file, content, length, true)))
+        }
+        Err(error @ Error::Io { .. }) if !error.is_missing() => Err(error),
+        Err(reason) => {
+            tracing::warn!(segment = %number, %reason, "slot table is made anew from its segment");
+            Ok(Opened::NoTable { header, file })
+        }
+    }
+}
+
+/// The table that belongs to this writing of a segment.
+pub(crate) fn open_table(
+    volume: &Volume,
+    path: &Path,
+    header: &SegmentHeader,
+) -> Result<OpenedTable> {
+    let opened = SlotTable::open(volume, path, header.generation)?;
+    if opened.header.number != header.number || opened.header.salt != header.salt {
+        return Err(Error::damaged(path, 16, "slot table of another writing of the segment"));
+    }
+    Ok(opened)
+}
+
+/// The header of a packed segment whose header page is damaged, from the table beside it.
+fn header_from_table(volume: &Volume, path: &Path, number: SegmentNumber) -> Option<SegmentHeader> {
+    let stem = path.file_stem()?.to_str()?;
+    for listed in volume.list(path.parent()?).ok()? {
+        let Some(rest) = listed.name.strip_prefix(stem).and_then(|name| name.strip_suffix("idx"))
+        else {
+            continue;
+        };
+        let Ok(generation) = rest.trim_matches('.').parse().or_else(|_| match rest {
+            "." => Ok(0),
+            _ => Err(()),
+        }) else {
+            continue;
+        };
+        if let Ok(OpenedTable { header, .. }) = SlotTable::open(volume, path, generation)
+            && header.number == number
+        {
+            return Some(SegmentHeader {
+                kind: SegmentKind::Packed,
+                number,
+                generation,
+                creator: header.creator,
+                salt: header.salt,
+                created_ms: header.created_ms,
+            });
+        }
+    }
+    None
 }
 
 /// Reads and checks a segment's header page.
-pub(crate) fn read_header(
-    file: &File,
-    path: &Path,
-    number: SegmentNumber,
-) -> Result<SegmentHeader> {
+pub(crate) fn read_header(file: &DiskFile, number: SegmentNumber) -> Result<SegmentHeader> {
+    let path = file.path();
     let mut page = vec![0; HEADER_BYTES as usize];
-    disk::read_exact_at(file, path, &mut page, 0)?;
+    file.read_exact_at(&mut page, 0)?;
     let header = SegmentHeader::decode(&page).map_err(|error| match error {
         FormatError::Version(found) => {
             Error::UnknownFormat { path: path.to_owned(), found, known: FORMAT }
@@ -66,153 +120,28 @@ pub(crate) fn read_header(
     Ok(header)
 }
 
-/// The head and trailer of a complete solo segment.
-pub(crate) fn open_solo(file: &File, path: &Path, number: SegmentNumber) -> Result<(Content, u64)> {
+/// The head and trailer of a complete solo segment, and its length.
+pub(crate) fn open_solo(file: &DiskFile, header: &SegmentHeader) -> Result<(Content, u64)> {
+    let path = file.path();
     let mut page = vec![0; HEADER_BYTES as usize];
-    disk::read_exact_at(file, path, &mut page, HEADER_BYTES)?;
-    let head = RecordHead::decode(&page)
+    file.read_exact_at(&mut page, HEADER_BYTES)?;
+    let head = RecordHead::decode(&page, header.salt)
         .map_err(|error| Error::damaged(path, HEADER_BYTES, error.to_string()))?;
-    if head.segment != number || head.layout != Layout::Blocks || head.kind != RecordKind::Object {
+    if head.segment != header.number
+        || head.layout != Layout::Blocks
+        || head.kind != RecordKind::Object
+    {
         return Err(Error::damaged(path, HEADER_BYTES, "head of another record"));
     }
     let at = HEADER_BYTES + u64::from(head.head_len) + crate::format::align(head.payload_len);
     let length = trailer::trailer_len(head.payload_len);
-    let size = file.metadata().map_err(|error| Error::io("stat", path, error))?.len();
+    let size = file.len()?;
     if size < at + length {
         return Err(Error::damaged(path, size, "the file ends before its trailer"));
     }
     let mut bytes = vec![0; length as usize];
-    disk::read_exact_at(file, path, &mut bytes, at)?;
+    file.read_exact_at(&mut bytes, at)?;
     let blocks = trailer::decode(&bytes, head.payload_len)
         .map_err(|error| Error::damaged(path, at, error.to_string()))?;
     Ok((Segment::solo(head, blocks), at + length))
-}
-
-/// What a scan of a packed segment found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Scan {
-    /// Where the last good record ends.
-    pub(crate) end: u64,
-    /// Records found.
-    pub(crate) records: u32,
-    /// Why the scan ended before the file did; `None` at a clean end.
-    pub(crate) torn: Option<String>,
-    /// Objects that the segment's own tombstones name.
-    pub(crate) targets: Vec<crate::id::ObjectId>,
-}
-
-/// Reads a packed segment from its first record to the first that fails a checksum (or to the end)
-/// and builds its table. Every payload is checked.
-pub(crate) fn scan_packed(
-    file: &File,
-    path: &Path,
-    header: &SegmentHeader,
-) -> Result<(SlotTable, Scan)> {
-    let table = SlotTable::active();
-    let size = file.metadata().map_err(|error| Error::io("stat", path, error))?.len();
-    let mut scan = Scan { end: HEADER_BYTES, records: 0, torn: None, targets: Vec::new() };
-    let mut window = Window { file, path, size, start: 0, bytes: Vec::new() };
-    while scan.end < size {
-        match next_record(&mut window, scan.end, header)? {
-            Ok((head, entry)) => {
-                table.publish(head.slot, &entry);
-                if let Some(target) = head.target {
-                    scan.targets.push(target);
-                }
-                scan.end += head.record_len();
-                scan.records += 1;
-                if scan.records as usize == SLOTS {
-                    break;
-                }
-            }
-            Err(reason) => {
-                scan.torn = Some(reason.to_string());
-                break;
-            }
-        }
-    }
-    Ok((table, scan))
-}
-
-fn next_record(
-    window: &mut Window<'_>,
-    at: u64,
-    header: &SegmentHeader,
-) -> Result<Result<(RecordHead, Entry), FormatError>> {
-    let Some(fixed) = window.get(at, crate::format::record::FIXED_BYTES)? else {
-        return Ok(Err(FormatError::Short));
-    };
-    let length = match RecordHead::peek_len(fixed) {
-        Ok(length) => length,
-        Err(error) => return Ok(Err(error)),
-    };
-    let Some(bytes) = window.get(at, length)? else { return Ok(Err(FormatError::Short)) };
-    let head = match RecordHead::decode(bytes) {
-        Ok(head) => head,
-        Err(error) => return Ok(Err(error)),
-    };
-    if let Err(error) = check_place(&head, header) {
-        return Ok(Err(error));
-    }
-    let payload_at = at + u64::from(head.head_len);
-    let Some(payload) = window.get(payload_at, head.payload_len as usize)? else {
-        return Ok(Err(FormatError::Short));
-    };
-    if crc32fast::hash(payload) != head.payload_crc {
-        return Ok(Err(FormatError::Crc("payload")));
-    }
-    let entry = entry_of(&head, at);
-    Ok(Ok((head, entry)))
-}
-
-/// Whether a well-formed head belongs into this packed segment.
-pub(crate) fn check_place(head: &RecordHead, header: &SegmentHeader) -> Result<(), FormatError> {
-    if head.segment != header.number || head.generation != header.generation {
-        return Err(FormatError::Field("a record of another segment or generation"));
-    }
-    if head.layout != Layout::Whole || head.payload_len > u64::from(u32::MAX) {
-        return Err(FormatError::Field("a large record in a packed segment"));
-    }
-    Ok(())
-}
-
-/// The table entry of a record at `offset`.
-pub(crate) fn entry_of(head: &RecordHead, offset: u64) -> Entry {
-    Entry {
-        state: match head.kind {
-            RecordKind::Object => SlotState::Object,
-            RecordKind::Delete | RecordKind::Dead => SlotState::Tombstone,
-        },
-        dead: false,
-        offset,
-        head_len: head.head_len,
-        payload_len: head.payload_len as u32,
-        payload_crc: head.payload_crc,
-    }
-}
-
-/// A sliding view of a file that is read in large pieces.
-struct Window<'a> {
-    file: &'a File,
-    path: &'a Path,
-    size: u64,
-    start: u64,
-    bytes: Vec<u8>,
-}
-
-impl Window<'_> {
-    /// `length` bytes at `at`; `None` when the file ends before.
-    fn get(&mut self, at: u64, length: usize) -> Result<Option<&[u8]>> {
-        let Some(end) = at.checked_add(length as u64).filter(|end| *end <= self.size) else {
-            return Ok(None);
-        };
-        if at < self.start || end > self.start + self.bytes.len() as u64 {
-            let wanted = (length.max(SCAN_BYTES) as u64).min(self.size - at) as usize;
-            self.bytes.resize(wanted, 0);
-            disk::read_exact_at(self.file, self.path, &mut self.bytes, at)?;
-            self.start = at;
-        }
-        let from = (at - self.start) as usize;
-        Ok(Some(&self.bytes[from..from + length]))
-    }
 }

@@ -269,12 +269,13 @@ impl Followers {
     async fn pull(
         &self,
         address: SocketAddr,
-        number: SegmentNumber,
+        known: &Known,
         from: u64,
     ) -> Result<Response, Broken> {
         let node = self.shard.node.config.id;
+        let Known { number, generation, salt, .. } = known;
         let head = format!(
-            "GET /-/v1/segments/{}/bytes?from={from}&node={node} HTTP/1.1\r\nHost: {address}\r\n\r\n",
+            "GET /-/v1/segments/{}/bytes?from={from}&node={node}&generation={generation}&salt={salt} HTTP/1.1\r\nHost: {address}\r\n\r\n",
             number.get()
         );
         let response = self.shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
@@ -288,7 +289,7 @@ impl Followers {
         let store = &self.shard.node.store;
         let Some(mut replica) = PackedReplica::open(store, known).await? else { return Ok(()) };
         loop {
-            let mut response = match self.pull(address, known.number, replica.next_offset()).await {
+            let mut response = match self.pull(address, known, replica.next_offset()).await {
                 // Deleted or compacted away meanwhile.
                 Err(Broken::Status(404)) => return Ok(()),
                 response => response?,
@@ -318,15 +319,13 @@ impl Followers {
     async fn copy_solo(&self, address: SocketAddr, known: &Known) -> Result<(), Broken> {
         let store = &self.shard.node.store;
         let Some(mut replica) = SoloReplica::open(store, known).await? else { return Ok(()) };
-        let arrived = match self.fill_solo(address, known, &mut replica).await {
-            Ok(arrived) => arrived,
-            Err(error) => {
-                replica.abandon().await?;
-                return Err(error);
-            }
-        };
+        if let Err(error) = self.fill_solo(address, known, &mut replica).await {
+            replica.abandon().await?;
+            return Err(error);
+        }
+        let arrived = replica.finish().await?;
         self.take_in(vec![arrived]).await?;
-        let done = self.pull(address, known.number, known.length).await?;
+        let done = self.pull(address, known, known.length).await?;
         self.shard.upstreams.give_back(done);
         Ok(())
     }
@@ -336,9 +335,9 @@ impl Followers {
         address: SocketAddr,
         known: &Known,
         replica: &mut SoloReplica,
-    ) -> Result<Arrived, Broken> {
+    ) -> Result<(), Broken> {
         while replica.next_offset() < known.length {
-            let mut response = self.pull(address, known.number, replica.next_offset()).await?;
+            let mut response = self.pull(address, known, replica.next_offset()).await?;
             if response.remaining() == 0 {
                 return Err(Broken::Status(response.status));
             }
@@ -351,7 +350,7 @@ impl Followers {
             }
             self.shard.upstreams.give_back(response);
         }
-        Ok(replica.finish().await?)
+        Ok(())
     }
 
     /// Records that arrived: names they concern are not believed any more, objects that their

@@ -93,7 +93,7 @@ impl StorageShard {
         }
     }
 
-    /// `GET /-/v1/segments/{number}/bytes?from=F&node=N`: durable bytes from `from` on, by
+    /// `GET /-/v1/segments/{number}/bytes?from=F&node=N&generation=G&salt=S`: durable bytes from `from` on, by
     /// sendfile. `from` acknowledges all before it.
     pub(crate) async fn segment_bytes(
         self: &Rc<Self>,
@@ -126,6 +126,12 @@ impl StorageShard {
             }
             Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
+        let header = segment.header();
+        let same = |key, ours| number_of(request, key).is_none_or(|theirs| theirs == u64::from(ours));
+        if !same("generation", header.generation) || !same("salt", header.salt) {
+            let error = Error::OtherGeneration(segment.number());
+            return self.answers.refuse(conn, request, error.into()).await;
+        }
         if let Some(node) = number_of(request, "node").and_then(|node| u32::try_from(node).ok()) {
             self.node.acks.record(node, number, from);
         }
@@ -140,7 +146,8 @@ impl StorageShard {
         conn.queue(&head.end()).await?;
         if request.method == Method::Get && length > 0 {
             conn.flush_before_file().await?;
-            conn.send_file(segment.file(), from, length).await?;
+            let file = segment.file().std().ok_or(ConnError::Closed)?;
+            conn.send_file(file, from, length).await?;
         }
         Ok(Answered { status: 200, close: false })
     }

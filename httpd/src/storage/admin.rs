@@ -82,6 +82,15 @@ impl StorageShard {
             wrong.push(error.to_string());
         }
         let status = if wrong.is_empty() { 200 } else { 503 };
+        let folders = self.node.store.folder_states();
+        // A node with one bad disk of several serves: it is named here, and is no reason for 503.
+        let failing: Vec<_> = folders
+            .iter()
+            .filter_map(|folder| {
+                let reason = folder.failed.as_ref()?;
+                Some(serde_json::json!({"folder": folder.path, "reason": reason}))
+            })
+            .collect();
         let (free, total) = self.node.store.space();
         let body = serde_json::json!({
             "status": if wrong.is_empty() { "ok" } else { "unavailable" },
@@ -89,6 +98,7 @@ impl StorageShard {
             "group": self.node.config.group,
             "state": state,
             "wrong": wrong,
+            "failing_folders": failing,
             "free": free,
             "capacity": total,
             "segments": self.node.store.segment_count(),
@@ -103,6 +113,13 @@ impl StorageShard {
         let (free, total) = self.node.store.space();
         metrics::gauge!("reel_disk_free_bytes").set(free as f64);
         metrics::gauge!("reel_disk_bytes").set(total as f64);
+        for folder in self.node.store.folder_states() {
+            let path = folder.path.display().to_string();
+            let failing = f64::from(u8::from(folder.failed.is_some()));
+            metrics::gauge!("reel_folder_failing", "folder" => path.clone()).set(failing);
+            metrics::gauge!("reel_folder_free_bytes", "folder" => path).set(folder.free as f64);
+        }
+        metrics::gauge!("reel_segments_marked").set(self.node.store.marked_count() as f64);
         metrics::gauge!("reel_segments").set(self.node.store.segment_count() as f64);
         let lag = self.node.status.lag.load(std::sync::atomic::Ordering::Relaxed);
         metrics::gauge!("reel_replication_lag_bytes").set(lag as f64);

@@ -88,10 +88,16 @@ impl StorageShard {
                 payload_crc: 0,
             })
             .await?;
-        // A delete's row is in the catalog already; a dead object needs none.
-        self.node.store.settled(&stored.segment);
         let store = std::sync::Arc::clone(&self.node.store);
-        self.node.store.pool().run(move || store.kill(object)).await.map(drop)
+        let killed = self.node.store.pool().run(move || store.kill(object)).await;
+        if let Err(error) = &killed {
+            // The tombstone stands: the mark is set when the segment can be opened again.
+            tracing::warn!(%object, %error, "dead object not marked yet");
+        }
+        // A delete's row is in the catalog already; a dead object needs none. Only now: from here on
+        // the tombstone may stop being replayed.
+        self.node.store.settled(&stored.segment);
+        Ok(())
     }
 
     /// An object lost its name: its tombstone is written beside the answer. One that is lost in a

@@ -289,7 +289,7 @@ impl StorageShard {
     }
 
     /// Addresses of the peers that may have an object, those that serve first.
-    fn peer_addresses(&self) -> Vec<SocketAddr> {
+    pub(super) fn peer_addresses(&self) -> Vec<SocketAddr> {
         let peers = self.node.peers.read();
         let mut peers: Vec<_> = peers
             .iter()

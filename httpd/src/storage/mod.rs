@@ -7,8 +7,10 @@ mod get;
 mod names;
 mod offer;
 mod put;
+mod repair;
 mod source;
 mod stage;
+mod sweep;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -24,7 +26,11 @@ use reel_engine::{Segment, SegmentNumber, Store, Writer};
 
 pub(crate) use acks::Acks;
 pub(crate) use names::Epochs;
+pub use offer::offer_of;
 pub(crate) use offer::offer_again;
+pub(crate) use repair::repair_damaged;
+pub(crate) use sweep::run_sweeps;
+pub use sweep::{Verdict, judge};
 
 use crate::answer::Answers;
 use crate::conn::{Conn, ConnError};

@@ -85,7 +85,7 @@ async fn offer_segment(shard: &Rc<StorageShard>, segment: &Arc<Segment>) -> usiz
 }
 
 /// What a record says of its name; `None` for one that says nothing.
-pub(crate) fn offer_of(head: &RecordHead, object: u64, group: u32) -> Option<Write> {
+pub fn offer_of(head: &RecordHead, object: u64, group: u32) -> Option<Write> {
     let stamp = stamp_of(head.version);
     match head.kind {
         RecordKind::Object => Some(Write::Put {

@@ -14,7 +14,7 @@ use reel_control::config::Ack;
 use reel_control::{media_type, names};
 use reel_engine::clock::now_ms;
 use reel_engine::format::record::{MAX_TYPE, RecordKind};
-use reel_engine::solo::{PIECE_BYTES, SoloUpload};
+use reel_engine::solo::{SoloUpload, UPLOAD_BYTES};
 use reel_engine::{Draft, ObjectId, Stored, Version};
 
 use super::StorageShard;
@@ -25,8 +25,6 @@ use crate::http::conditions::allows_write;
 use crate::http::request::{Framing, Request};
 use crate::shard::Answered;
 
-/// Memory of a large upload: one piece is received while the one before is written.
-const LARGE_BYTES: u64 = 2 * PIECE_BYTES as u64;
 /// How long an upload waits for memory (`upload_memory`).
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
 /// Between looks for it.
@@ -186,11 +184,11 @@ impl StorageShard {
         let solo_bytes = self.node.config.solo_bytes.0;
         let known = conn.body.remaining();
         if known.is_some_and(|length| length >= solo_bytes) {
-            let _held = self.hold(LARGE_BYTES).await?;
-            return self.take_large(conn, request, upload, Vec::with_capacity(PIECE_BYTES)).await;
+            let _held = self.hold(UPLOAD_BYTES).await?;
+            return self.take_large(conn, request, upload, Vec::new()).await;
         }
         // One of unknown length may turn out to be a large one.
-        let _held = self.hold(known.unwrap_or(LARGE_BYTES)).await?;
+        let _held = self.hold(known.unwrap_or(UPLOAD_BYTES)).await?;
         let mut body = Vec::with_capacity(known.unwrap_or(0) as usize);
         conn.read_body(&mut body, solo_bytes as usize).await?;
         if !conn.body.is_done() {
@@ -257,33 +255,25 @@ impl StorageShard {
         first: Vec<u8>,
     ) -> Result<(bool, Uploaded), Failed> {
         let mut solo = SoloUpload::begin(&self.node.store).await?;
-        let mut piece = first;
+        let refused = |error: reel_engine::Error| Problem { close: true, ..error.into() };
+        let mut first = first.as_slice();
         loop {
-            conn.read_body(&mut piece, PIECE_BYTES).await?;
-            let last = conn.body.is_done();
+            let mut piece = solo.piece();
+            first = &first[piece.fill(first)..];
+            if first.is_empty() {
+                let (bytes, full) = piece.spare();
+                conn.read_body(bytes, full).await?;
+            }
             self.received.increment(piece.len() as u64);
-            let length = solo.length() + piece.len() as u64;
-            if length > self.node.config.max_upload.0 {
-                let limit = self.node.config.max_upload.0;
-                let problem = Problem::new(
-                    413,
-                    "too_large",
-                    format!("an upload may have {limit} bytes here"),
-                );
+            let limit = self.node.config.max_upload.0;
+            if solo.length() + piece.len() as u64 > limit {
+                let message = format!("an upload may have {limit} bytes here");
+                let problem = Problem::new(413, "too_large", message);
                 return Err(Problem { close: true, ..problem }.into());
             }
-            if piece.capacity() < PIECE_BYTES && !last {
-                piece.reserve_exact(PIECE_BYTES - piece.len());
-                continue;
-            }
-            let written = solo.write(piece).await;
-            piece = written.map_err(|error| Problem { close: true, ..error.into() })?;
-            if last {
+            solo.write(piece).await.map_err(refused)?;
+            if first.is_empty() && conn.body.is_done() {
                 break;
-            }
-            self.node.store.has_room(0).map_err(|error| Problem { close: true, ..error.into() })?;
-            if piece.capacity() == 0 {
-                piece = Vec::with_capacity(PIECE_BYTES);
             }
         }
         let bytes = solo.length();

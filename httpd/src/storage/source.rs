@@ -73,7 +73,8 @@ impl Source<'_> {
                 tracing::error!(%error, "damaged object; the answer is broken off");
                 return Err(ConnError::Closed);
             }
-            conn.send_file(self.segment.file(), self.located.offset + at, end - at).await?;
+            let file = self.segment.file().std().ok_or(ConnError::Closed)?;
+            conn.send_file(file, self.located.offset + at, end - at).await?;
             at = end;
         }
         Ok(())

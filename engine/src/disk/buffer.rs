@@ -1,0 +1,123 @@
+//! Pieces of a large upload: buffers whose memory address suits direct writes.
+
+#![expect(unsafe_code, reason = "tells monoio where the aligned bytes lie")]
+
+use monoio::buf::IoBuf;
+
+use super::DIRECT_ALIGN;
+
+/// Bytes of a piece; each is one write.
+pub const PIECE_BYTES: usize = 1 << 20;
+
+/// A buffer of [`PIECE_BYTES`], filled from a page boundary on. It never moves or grows.
+#[derive(Debug)]
+pub struct Piece {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Default for Piece {
+    fn default() -> Self {
+        let mut bytes: Vec<u8> = Vec::with_capacity(PIECE_BYTES + DIRECT_ALIGN);
+        let start = bytes.as_ptr().align_offset(DIRECT_ALIGN);
+        bytes.resize(start, 0);
+        Self { bytes, start }
+    }
+}
+
+impl Piece {
+    /// Bytes in it.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether no more fit.
+    pub fn is_full(&self) -> bool {
+        self.len() == PIECE_BYTES
+    }
+
+    /// Takes as many of `bytes` as fit; returns how many.
+    pub fn fill(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(PIECE_BYTES - self.len());
+        self.bytes.extend_from_slice(&bytes[..taken]);
+        taken
+    }
+
+    /// The vector to append to, and the length at which it is full. Nothing but appending up to
+    /// there is allowed.
+    pub fn spare(&mut self) -> (&mut Vec<u8>, usize) {
+        let full = self.start + PIECE_BYTES;
+        (&mut self.bytes, full)
+    }
+
+    /// Appends zeros up to a multiple of [`DIRECT_ALIGN`].
+    pub(crate) fn pad(&mut self) {
+        let padded = self.len().next_multiple_of(DIRECT_ALIGN);
+        self.bytes.resize(self.start + padded, 0);
+    }
+
+    /// Makes all of it readable into.
+    pub(crate) fn begin_reading(&mut self) {
+        self.bytes.resize(self.start + PIECE_BYTES, 0);
+    }
+
+    /// Keeps the first `bytes` of what was read.
+    pub(crate) fn end_reading(&mut self, bytes: usize) {
+        self.bytes.truncate(self.start + bytes);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.bytes.truncate(self.start);
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+impl AsMut<[u8]> for Piece {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..]
+    }
+}
+
+// SAFETY: pointer and length describe initialized bytes of the vector's heap block, which stays
+// where it is while the operation owns the piece.
+unsafe impl IoBuf for Piece {
+    fn read_ptr(&self) -> *const u8 {
+        self.as_ref().as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_is_aligned_and_never_moves() {
+        for _ in 0..50 {
+            let mut piece = Piece::default();
+            let at = piece.as_ref().as_ptr() as usize;
+            assert_eq!(at % DIRECT_ALIGN, 0);
+            assert_eq!(piece.fill(&vec![7; PIECE_BYTES + 5]), PIECE_BYTES);
+            assert!(piece.is_full());
+            assert_eq!(piece.as_ref().as_ptr() as usize, at);
+            piece.clear();
+            piece.fill(&[1, 2, 3]);
+            piece.pad();
+            assert_eq!(piece.len(), DIRECT_ALIGN);
+            assert_eq!(piece.as_ref()[..4], [1, 2, 3, 0]);
+        }
+    }
+}

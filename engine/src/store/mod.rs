@@ -1,0 +1,553 @@
+//! A node's data folders: their segments, open and known, and what happens to them as a whole.
+
+mod folder;
+mod handles;
+mod rebuild;
+mod settle;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::changes::Changes;
+use crate::clock::Clock;
+use crate::disk::{DiskFile, DiskPool, Job, RealDisk, SyncPoint, Volume};
+use crate::error::{Error, Result};
+use crate::format::HEADER_BYTES;
+use crate::format::segment_header::{SegmentHeader, SegmentKind};
+use crate::format::superblock::Superblock;
+use crate::id::{ObjectId, SegmentNumber};
+use crate::recover;
+use crate::segment::{self, Located, Segment};
+use crate::signal::Signal;
+use crate::slots::SlotTable;
+
+pub use folder::{FolderOptions, FolderState};
+pub(crate) use folder::{Folder, list_segments};
+use folder::list_and_tidy;
+use handles::Handles;
+use settle::Unsynced;
+
+/// Gives the next segment number from the leases in hand; `None` when there is none.
+pub type NumberSource = Arc<dyn Fn() -> Option<SegmentNumber> + Send + Sync>;
+
+/// Makes durable what the catalog has committed so far; called on a disk thread.
+pub type Barrier = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
+
+/// How a node's data folders are opened.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// The data folders: one a disk.
+    pub folders: Vec<FolderOptions>,
+    /// The cluster's name, at most 64 bytes.
+    pub cluster: String,
+    /// The node's id.
+    pub node: u32,
+    /// The node's group.
+    pub group: u32,
+    /// Bytes after which a packed segment is sealed; below 32 GiB.
+    pub segment_bytes: u64,
+    /// Bytes that uploads leave free in each folder, so that deletes and compaction still work.
+    pub reserve_bytes: u64,
+    /// Segments that are kept open (one descriptor and one mapping each).
+    pub open_segments: usize,
+    /// Where blocking calls are made; `None` for [`DISK_THREADS`] threads.
+    pub pool: Option<DiskPool>,
+    /// Where segment numbers come from.
+    pub numbers: NumberSource,
+    /// Called before a segment's records stop being offered to the catalog at a start.
+    pub barrier: Barrier,
+    /// Percent of dead bytes from which a segment is compacted.
+    pub compact_dead_percent: u64,
+    /// Milliseconds that the tombstone of a deleted name is kept after its object is gone, for a
+    /// catalog that is made again from the segments.
+    pub tombstone_keep_ms: u64,
+}
+
+/// Threads for blocking calls unless a pool is given.
+pub const DISK_THREADS: usize = 4;
+
+impl StoreOptions {
+    /// Folders on this machine's file systems, and the defaults of the configuration.
+    pub fn new(folders: impl IntoIterator<Item = PathBuf>, numbers: NumberSource) -> Self {
+        let disk: Arc<dyn crate::disk::Disk> = Arc::new(RealDisk);
+        let folders = folders
+            .into_iter()
+            .map(|path| FolderOptions { path, disk: Arc::clone(&disk) })
+            .collect();
+        Self {
+            folders,
+            cluster: "reel".to_owned(),
+            node: 1,
+            group: 1,
+            segment_bytes: 256 << 20,
+            reserve_bytes: 0,
+            open_segments: 4096,
+            pool: None,
+            numbers,
+            barrier: Arc::new(|| Ok(())),
+            compact_dead_percent: 25,
+            tombstone_keep_ms: 30 * 24 * 3600 * 1000,
+        }
+    }
+}
+
+/// What opening the data folders found.
+#[derive(Debug, Default)]
+pub struct Recovery {
+    /// Own segments whose records are to be offered to the catalog again, then settled.
+    pub offer: Vec<SegmentNumber>,
+    /// Bytes cut off behind the last good record, over all segments.
+    pub cut_bytes: u64,
+    /// Uploads that had not been complete, and are gone.
+    pub unfinished: usize,
+    /// Segments with a place in the middle where no record could be understood.
+    pub holes: usize,
+    /// Segments that hold records but whose header is damaged: left as they are.
+    pub damaged: Vec<SegmentNumber>,
+}
+
+/// What a segment is, for whoever wants to copy it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its number.
+    pub number: SegmentNumber,
+    /// Packed or solo.
+    pub kind: SegmentKind,
+    /// How often it was compacted here.
+    pub generation: u32,
+    /// Of this writing: offsets hold for equal generation and salt.
+    pub salt: u32,
+    /// The node that made it.
+    pub creator: u32,
+    /// Durable bytes.
+    pub length: u64,
+    /// Whether it will grow.
+    pub sealed: bool,
+}
+
+/// A node's open data folders. One process owns them; its shards share the store.
+pub struct Store {
+    pub(crate) options: StoreOptions,
+    pub(crate) folders: Vec<Folder>,
+    superblock: Superblock,
+    clock: Clock,
+    pool: DiskPool,
+    handles: Handles,
+    /// Every segment, and the folder it lies in.
+    known: RwLock<BTreeMap<SegmentNumber, u16>>,
+    /// Segments with a marker in `active/`.
+    marked: Mutex<BTreeSet<SegmentNumber>>,
+    /// Dead objects whose segment was not open (or not here) when that was learned.
+    pending_dead: Mutex<BTreeMap<SegmentNumber, BTreeSet<u16>>>,
+    unsynced: Mutex<Unsynced>,
+    /// Held (for writing) while a compacted segment takes the old one's place, (for reading) while
+    /// dead marks are set or synced.
+    pub(crate) switching: RwLock<()>,
+    /// Held while slot tables are made anew.
+    rebuilding: Mutex<()>,
+    /// Segments worth compacting.
+    candidates: Mutex<BTreeSet<SegmentNumber>>,
+    changes: Mutex<Changes>,
+    grown: Signal,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("folders", &self.folders).finish_non_exhaustive()
+    }
+}
+
+/// A fresh packed segment.
+pub(crate) struct Fresh {
+    pub(crate) segment: Arc<Segment>,
+    /// Whether its space was written before: a sync then need not wait for the file system's
+    /// journal.
+    pub(crate) prewritten: bool,
+}
+
+/// How much of the active segment is used: what writes the next one ahead keeps up with it.
+#[derive(Debug, Default)]
+pub(crate) struct Demand(AtomicU32);
+
+impl Demand {
+    pub(crate) fn set(&self, used: u64, of: u64) {
+        self.0.store((used * 1000 / of.max(1)) as u32, Ordering::Relaxed);
+    }
+
+    fn share(&self) -> f64 {
+        f64::from(self.0.load(Ordering::Relaxed)) / 1000.0
+    }
+}
+
+impl Store {
+    /// Opens the data folders, making those that are not there, and recovers the segments that were
+    /// active at a crash. Blocking: call it before the shards start.
+    ///
+    /// A folder whose disk fails is left out (its objects are not here until it works again), as long
+    /// as one folder works.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::ForeignFolder`], [`Error::UnknownFormat`], [`Error::Damaged`] for
+    /// the superblock, and I/O errors when no folder works.
+    pub fn open(options: StoreOptions) -> Result<(Arc<Self>, Recovery)> {
+        let folders: Vec<Folder> = options.folders.iter().map(Folder::new).collect();
+        let mut superblock: Option<Superblock> = None;
+        let mut known = BTreeMap::new();
+        let mut failure = None;
+        for (index, folder) in folders.iter().enumerate() {
+            let instance = superblock.as_ref().map(|superblock| superblock.instance);
+            let opened = folder.open(&options, instance).and_then(|superblock| {
+                Ok((superblock, list_and_tidy(&folder.volume, &folder.path)?))
+            });
+            match opened {
+                Ok((found, numbers)) => {
+                    superblock.get_or_insert(found);
+                    known.extend(numbers.into_iter().map(|number| (number, index as u16)));
+                }
+                Err(error) if error.is_disk() && folders.len() > 1 => {
+                    folder.fail(&error);
+                    failure = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let (Some(superblock), Some(first)) = (superblock, folders.first()) else {
+            return Err(failure.unwrap_or(Error::NoFolder("none is configured".to_owned())));
+        };
+        let pool = match &options.pool {
+            Some(pool) => pool.clone(),
+            None => DiskPool::start(DISK_THREADS)
+                .map_err(|error| Error::io("start disk threads for", &first.path, error))?,
+        };
+        let store = Arc::new(Self {
+            clock: Clock::new(options.node, first.volume.clone()),
+            pool,
+            handles: Handles::new(options.open_segments),
+            known: RwLock::new(known),
+            marked: Mutex::default(),
+            pending_dead: Mutex::default(),
+            unsynced: Mutex::default(),
+            switching: RwLock::default(),
+            rebuilding: Mutex::default(),
+            candidates: Mutex::default(),
+            changes: Mutex::default(),
+            grown: Signal::default(),
+            superblock,
+            folders,
+            options,
+        });
+        let recovery = recover::recover(&store)?;
+        Ok((store, recovery))
+    }
+
+    /// The node's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Who the folders belong to.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    /// The threads for blocking file calls.
+    pub fn pool(&self) -> &DiskPool {
+        &self.pool
+    }
+
+    /// Rises whenever a segment grew, was sealed or came to be.
+    pub fn grown(&self) -> &Signal {
+        &self.grown
+    }
+
+    /// The data folders as an operator sees them.
+    pub fn folder_states(&self) -> Vec<FolderState> {
+        self.folders.iter().map(Folder::state).collect()
+    }
+
+    /// Asks the file systems how much is free, and probes folders that had failed. Blocking.
+    pub fn refresh_space(self: &Arc<Self>) {
+        for (index, folder) in self.folders.iter().enumerate() {
+            if folder.is_failed() {
+                if self.reopen(index as u16).is_ok() {
+                    folder.recovered();
+                }
+            } else if let Err(error) = folder.refresh_space() {
+                folder.fail(&error);
+            }
+        }
+    }
+
+    /// Takes a folder that had failed back into use, if its disk works.
+    fn reopen(self: &Arc<Self>, index: u16) -> Result<()> {
+        let folder = self.folder(index);
+        if !folder.is_open() {
+            // It has not been seen in this life: all of it is new to the store.
+            folder.open(&self.options, Some(self.superblock.instance))?;
+            let numbers = list_and_tidy(&folder.volume, &folder.path)?;
+            let mut known = self.known.write();
+            for number in numbers {
+                known.entry(number).or_insert(index);
+            }
+            drop(known);
+            recover::recover_folder(self, index)?;
+        }
+        folder.probe()
+    }
+
+    /// Free and total bytes of the folders that work, as of the last [`Store::refresh_space`].
+    pub fn space(&self) -> (u64, u64) {
+        let working = self.folders.iter().filter(|folder| !folder.is_failed());
+        working.fold((0, 0), |sum, folder| (sum.0 + folder.free(), sum.1 + folder.total()))
+    }
+
+    /// Bytes that uploads leave free in each folder.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.options.reserve_bytes
+    }
+
+    /// Whether an upload of `bytes` would leave the reserve free in some folder.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::NoFolder`].
+    pub fn has_room(&self, bytes: u64) -> Result<()> {
+        let folder = self.folder(self.place(bytes)?);
+        if folder.free() < self.options.reserve_bytes.saturating_add(bytes) {
+            return Err(Error::NoSpace { path: folder.path.clone() });
+        }
+        Ok(())
+    }
+
+    /// The folder a new segment goes to: the one with the most free space of those that work.
+    pub(crate) fn place(&self, _bytes: u64) -> Result<u16> {
+        let working = self.folders.iter().enumerate().filter(|(_, folder)| !folder.is_failed());
+        // The first of equals, so that a simulation repeats itself.
+        let best = working.min_by_key(|(_, folder)| std::cmp::Reverse(folder.free()));
+        best.map(|(index, _)| index as u16).ok_or_else(|| {
+            let reasons = self.folder_states().into_iter().filter_map(|state| state.failed);
+            Error::NoFolder(reasons.collect::<Vec<_>>().join("; "))
+        })
+    }
+
+    pub(crate) fn folder(&self, index: u16) -> &Folder {
+        &self.folders[index as usize]
+    }
+
+    /// The folder that a segment lies in.
+    pub(crate) fn folder_of(&self, number: SegmentNumber) -> Option<u16> {
+        self.known.read().get(&number).copied()
+    }
+
+    /// A folder whose disk gave an error takes no new segments until it is probed well. Passes the
+    /// error on.
+    pub fn note_failure(&self, folder: u16, error: Error) -> Error {
+        if error.is_disk() {
+            self.folder(folder).fail(&error);
+        }
+        error
+    }
+
+    /// A segment that is open already: one lock, no system call.
+    #[inline]
+    pub fn loaded(&self, number: SegmentNumber) -> Option<Arc<Segment>> {
+        self.handles.get(number)
+    }
+
+    /// Where a living object of an open segment lies: one lock, no system call, no allocation. `None`
+    /// also when the segment is not open: [`Store::segment`] opens it.
+    #[inline]
+    pub fn lookup(&self, object: ObjectId) -> Option<Located> {
+        self.handles.with(object.segment(), |segment| segment.locate(object.slot())).flatten()
+    }
+
+    /// Opens a segment, on a disk thread when it is not open yet.
+    pub async fn segment(self: &Arc<Self>, number: SegmentNumber) -> Result<Arc<Segment>> {
+        if let Some(segment) = self.loaded(number) {
+            return Ok(segment);
+        }
+        let store = Arc::clone(self);
+        self.pool.run(move || store.segment_blocking(number)).await
+    }
+
+    /// [`Store::segment`] for disk threads.
+    pub fn segment_blocking(&self, number: SegmentNumber) -> Result<Arc<Segment>> {
+        if let Some(segment) = self.loaded(number) {
+            return Ok(segment);
+        }
+        let Some(index) = self.folder_of(number) else { return Err(Error::NoSegment(number)) };
+        let folder = self.folder(index);
+        let path = folder.path.join(number.path());
+        let opened = segment::open::open(&folder.volume, index, &path, number)
+            .map_err(|error| self.note_failure(index, error))?;
+        let segment = match opened {
+            segment::open::Opened::Ready(segment) => segment,
+            segment::open::Opened::NoTable { header, file } => {
+                self.rebuild(number, header, file)?
+            }
+        };
+        let segment = self.handles.add(segment);
+        if !self.known.read().contains_key(&number) {
+            // Removed while it was opened.
+            self.handles.remove(number);
+            return Err(Error::NoSegment(number));
+        }
+        self.kill_pending(&segment)?;
+        self.consider(&segment);
+        Ok(segment)
+    }
+
+    /// Makes a segment findable, in place of the one that had its number.
+    pub(crate) fn register(&self, segment: Arc<Segment>) {
+        self.known.write().insert(segment.number(), segment.folder());
+        self.handles.replace(segment);
+    }
+
+    /// Tells followers that a segment changed.
+    pub(crate) fn note_change(&self, number: SegmentNumber) {
+        self.changes.lock().note(number);
+        self.grown.raise();
+    }
+
+    /// Segments that changed since `seen` (0 for all), and the mark to ask with next. `None` when
+    /// `seen` is too long ago: list all.
+    pub fn changes_since(&self, seen: u64) -> (u64, Option<BTreeSet<SegmentNumber>>) {
+        self.changes.lock().since(seen)
+    }
+
+    /// Numbers above `after`, in order, at most `limit`.
+    pub fn list(&self, after: Option<SegmentNumber>, limit: usize) -> Vec<SegmentNumber> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.known.read().range((from, Bound::Unbounded)).map(|(number, _)| *number).take(limit).collect()
+    }
+
+    /// Whether the folders have (at least the beginning of) a segment.
+    pub fn has(&self, number: SegmentNumber) -> bool {
+        self.known.read().contains_key(&number)
+    }
+
+    /// Segments in the folders.
+    pub fn segment_count(&self) -> usize {
+        self.known.read().len()
+    }
+
+    /// Segments that would be read at a start.
+    pub fn marked_count(&self) -> usize {
+        self.marked.lock().len()
+    }
+
+    /// What a segment is. Blocking.
+    pub fn describe(&self, number: SegmentNumber) -> Result<Known> {
+        let segment = self.segment_blocking(number)?;
+        let header = segment.header();
+        Ok(Known {
+            number,
+            kind: header.kind,
+            generation: header.generation,
+            salt: header.salt,
+            creator: header.creator,
+            sealed: segment.is_sealed(),
+            length: segment.durable(),
+        })
+    }
+
+    /// Makes an empty packed segment: file, header, folder entries and marker. With `ahead` its
+    /// whole space is written with zeros first, in steps, if there is room.
+    pub(crate) fn create_packed(self: &Arc<Self>, ahead: Option<Arc<Demand>>) -> Job<Fresh> {
+        let store = Arc::clone(self);
+        self.pool.run(move || {
+            let number = (store.options.numbers)().ok_or(Error::NoNumbers)?;
+            let header = store.header(number, SegmentKind::Packed)?;
+            store.create_packed_blocking(header, ahead.as_deref())
+        })
+    }
+
+    pub(crate) fn create_packed_blocking(
+        &self,
+        header: SegmentHeader,
+        ahead: Option<&Demand>,
+    ) -> Result<Fresh> {
+        let bytes = self.options.segment_bytes;
+        let ahead = ahead.filter(|_| self.has_room(bytes).is_ok());
+        let (file, index) = self.create_file(header.number, ahead.is_some())?;
+        let written = ahead.map_or(Ok(()), |demand| {
+            self.folder(index).take_space(bytes);
+            let hurried = |done: f64| done < demand.share() + 0.125;
+            self.folder(index).volume.fill_with_zeros(&file, bytes, hurried)
+        });
+        let written = written
+            .and_then(|()| file.write_all_at(&header.encode(), 0))
+            .and_then(|()| file.sync(SyncPoint::SegmentHeader));
+        if let Err(error) = written {
+            self.abandon(header.number);
+            return Err(self.note_failure(index, error));
+        }
+        let content = Segment::packed(SlotTable::active());
+        let segment = Arc::new(Segment::new(header, index, file, content, HEADER_BYTES, false));
+        self.register(Arc::clone(&segment));
+        Ok(Fresh { segment, prewritten: ahead.is_some() })
+    }
+
+    /// A header of this node for a new segment.
+    pub(crate) fn header(&self, number: SegmentNumber, kind: SegmentKind) -> Result<SegmentHeader> {
+        Ok(SegmentHeader {
+            kind,
+            number,
+            generation: 0,
+            creator: self.options.node,
+            salt: self.new_salt()?,
+            created_ms: self.clock.now_ms(),
+        })
+    }
+
+    /// A salt for a new writing of a segment; never 0, which is version 1's.
+    pub(crate) fn new_salt(&self) -> Result<u32> {
+        let folder = &self.folders[0];
+        Ok((folder.volume.random(&folder.path)? as u32).max(1))
+    }
+
+    /// Makes a segment's file and its marker in `active/`, both findable after a power loss.
+    pub(crate) fn create_file(
+        &self,
+        number: SegmentNumber,
+        direct: bool,
+    ) -> Result<(DiskFile, u16)> {
+        let index = self.place(0)?;
+        match self.create_file_in(number, index, direct) {
+            Ok(file) => Ok((file, index)),
+            Err(error) => {
+                let error = self.note_failure(index, error);
+                if self.remove_unfinished(number, index).is_err() {
+                    tracing::debug!(segment = %number, "what is left of it is removed at the next start");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn create_file_in(&self, number: SegmentNumber, index: u16, direct: bool) -> Result<DiskFile> {
+        let Folder { path: root, volume, .. } = self.folder(index);
+        let path = root.join(number.path());
+        let parent = path.parent().unwrap_or(root);
+        let marker = self.folder(index).marker(number);
+        volume.remove_if_there(&marker)?;
+        volume.create(&marker)?;
+        self.marked.lock().insert(number);
+        volume.sync_dir(&root.join("active"), SyncPoint::MarkerEntry)?;
+        volume.create_dirs(root, parent)?;
+        let file = if direct { volume.create_direct(&path) } else { volume.create(&path) }?;
+        self.known.write().insert(number, index);
+        volume.sync_dir(parent, SyncPoint::SegmentEntry)?;
+        Ok(file)
+    }
+
+    /// The volume of a folder, for what reads and writes beside the store.
+    pub(crate) fn volume(&self, index: u16) -> &Volume {
+        &self.folder(index).volume
+    }
+
+}

@@ -1,0 +1,262 @@
+//! Compaction: a sealed segment is rewritten without its dead records. Slots and ids stay.
+//!
+//! Each step leaves the folder whole: the new file is complete and synced, then its table (whose name
+//! holds the generation), then one rename puts the segment in the old one's place, then the folder is
+//! synced. A crash before the rename leaves a file that the next start removes.
+
+use std::sync::Arc;
+
+use super::reader::Reader;
+use crate::disk::{DiskFile, SyncPoint};
+use crate::error::{Error, Result};
+use crate::format::record::{RecordHead, RecordKind};
+use crate::format::segment_header::SegmentHeader;
+use crate::format::table::{Entry, SlotState};
+use crate::format::{HEADER_BYTES, align};
+use crate::id::{ObjectId, SLOTS, SegmentNumber};
+use crate::segment::Segment;
+use crate::segment::open::open_table;
+use crate::segment::scan::entry_of;
+use crate::slots::{SlotTable, record_bytes, table_path};
+use crate::store::Store;
+
+/// Bytes copied in one step.
+const STEP_BYTES: u64 = 1 << 20;
+/// Bytes that must stay free beside the new file.
+const SPARE_BYTES: u64 = 1 << 20;
+
+/// How far a compaction is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// So many bytes were read and written; there is more to do.
+    More(u64),
+    /// The segment was replaced, or removed: so many bytes were given back.
+    Done(u64),
+}
+
+/// A compaction in progress: a state that moves a bounded amount with each [`Compaction::step`], on a
+/// thread that may block. Dropping it leaves the segment as it was.
+#[derive(Debug)]
+pub struct Compaction {
+    store: Arc<Store>,
+    segment: Arc<Segment>,
+    reader: Reader,
+    header: SegmentHeader,
+    file: Option<DiskFile>,
+    table: SlotTable,
+    slot: usize,
+    at: u64,
+    buffer: Vec<u8>,
+}
+
+impl Compaction {
+    /// Begins to compact a segment. `Ok(None)`: there is nothing to do, or not now (it is active, has
+    /// records to confirm, its disk fails, or there is no room for the copy).
+    pub fn begin(store: &Arc<Store>, number: SegmentNumber) -> Result<Option<Self>> {
+        let segment = match store.segment_blocking(number) {
+            Ok(segment) => segment,
+            Err(Error::NoSegment(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let index = segment.folder();
+        if segment.is_solo()
+            || !segment.is_sealed()
+            || store.is_marked(number)
+            || store.folder(index).is_failed()
+        {
+            return Ok(None);
+        }
+        let live = segment.durable().saturating_sub(segment.dead_bytes());
+        if store.folder(index).free() < live + SPARE_BYTES {
+            tracing::warn!(segment = %number, live, "no room to compact a segment");
+            return Ok(None);
+        }
+        // What tombstones name may only count as gone when its unlink is durable.
+        store.flush_dead()?;
+        let header = SegmentHeader {
+            generation: segment.header().generation + 1,
+            salt: store.new_salt()?,
+            ..*segment.header()
+        };
+        Ok(Some(Self {
+            store: Arc::clone(store),
+            reader: Reader::new(segment.file().clone()),
+            segment,
+            header,
+            file: None,
+            table: SlotTable::active(),
+            slot: 0,
+            at: HEADER_BYTES,
+            buffer: header.encode(),
+        }))
+    }
+
+    /// The segment.
+    pub fn number(&self) -> SegmentNumber {
+        self.header.number
+    }
+
+    /// Copies some more. After an error the compaction can only be dropped.
+    pub fn step(&mut self) -> Result<Step> {
+        let index = self.segment.folder();
+        let store = Arc::clone(&self.store);
+        self.step_once().map_err(|error| store.note_failure(index, error))
+    }
+
+    fn step_once(&mut self) -> Result<Step> {
+        let mut moved = 0;
+        let old = Arc::clone(&self.segment);
+        let Some(table) = old.table() else { return Ok(Step::Done(0)) };
+        while self.slot < SLOTS && moved < STEP_BYTES {
+            let slot = self.slot as u16;
+            self.slot += 1;
+            let Some(entry) = table.get(slot).filter(|entry| !entry.dead) else { continue };
+            moved += self.copy(slot, &entry)?;
+        }
+        if self.slot < SLOTS {
+            self.write_out()?;
+            return Ok(Step::More(moved));
+        }
+        self.finish().map(Step::Done)
+    }
+
+    /// Copies one record; the bytes read.
+    fn copy(&mut self, slot: u16, entry: &Entry) -> Result<u64> {
+        let path = self.segment.path();
+        let bytes = self.reader.bytes(entry.offset, entry.head_len as usize)?;
+        let mut head = RecordHead::decode(&bytes, self.segment.header().salt)
+            .map_err(|error| Error::damaged(path, entry.offset, format!("slot {slot}: {error}")))?;
+        if entry.state == SlotState::Tombstone && !self.must_keep(&head, slot) {
+            return Ok(u64::from(entry.head_len));
+        }
+        head.generation = self.header.generation;
+        let payload_at = entry.offset + u64::from(entry.head_len);
+        // A payload that fails its checksum is copied as it is: it goes on being reported, and may
+        // still be repaired.
+        let payload = self.reader.bytes(payload_at, entry.payload_len as usize)?;
+        let at = self.at + self.buffer.len() as u64 - self.written_header();
+        head.encode(self.header.salt, &mut self.buffer);
+        self.buffer.extend_from_slice(&payload);
+        self.buffer.resize(align(self.buffer.len() as u64) as usize, 0);
+        self.table.publish(slot, &entry_of(&head, at));
+        Ok(record_bytes(entry))
+    }
+
+    /// Bytes of the header page that lie in the buffer, before anything was written.
+    fn written_header(&self) -> u64 {
+        if self.file.is_none() { HEADER_BYTES } else { 0 }
+    }
+
+    /// Whether a tombstone still has something to say.
+    fn must_keep(&self, head: &RecordHead, slot: u16) -> bool {
+        let young = || {
+            let until = head.modified_ms.saturating_add(self.store.options.tombstone_keep_ms);
+            self.store.clock().now_ms() < until
+        };
+        let Some(target) = head.target else { return true };
+        match self.fate(target, slot) {
+            Fate::Here => true,
+            // It may still be on its way from a peer.
+            Fate::Unknown => young(),
+            Fate::Gone => head.kind == RecordKind::Delete && young(),
+        }
+    }
+
+    fn fate(&self, target: ObjectId, _slot: u16) -> Fate {
+        let number = target.segment();
+        if number == self.number() {
+            // What is dead here goes with this very compaction.
+            let entry = self.segment.table().and_then(|table| table.get(target.slot()));
+            return if entry.is_some_and(|entry| !entry.dead) { Fate::Here } else { Fate::Gone };
+        }
+        match self.store.segment_blocking(number) {
+            Ok(segment) => match segment.table() {
+                Some(table) if table.get(target.slot()).is_none() && segment.is_sealed() => Fate::Gone,
+                _ => Fate::Here,
+            },
+            Err(Error::NoSegment(_)) if self.store.folders.iter().any(crate::store::Folder::is_failed) => {
+                Fate::Here
+            }
+            Err(Error::NoSegment(_)) => Fate::Unknown,
+            Err(_) => Fate::Here,
+        }
+    }
+
+    fn write_out(&mut self) -> Result<()> {
+        let volume = self.store.volume(self.segment.folder());
+        let path = self.segment.path().with_added_extension("new");
+        let (file, at) = match self.file.take() {
+            Some(file) => (file, self.at),
+            None => {
+                volume.remove_if_there(&path)?;
+                (volume.create(&path)?, 0)
+            }
+        };
+        file.write_all_at(&self.buffer, at)?;
+        self.at = at + self.buffer.len() as u64;
+        self.buffer.clear();
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<u64> {
+        let before = self.segment.durable();
+        if self.segment.is_retired() {
+            return Ok(0);
+        }
+        if self.table.slots() == 0 {
+            let (index, generation) = (self.segment.folder(), self.segment.header().generation);
+            self.store.remove_from(self.number(), index, generation)?;
+            return Ok(before);
+        }
+        self.write_out()?;
+        let Some(file) = self.file.take() else { return Ok(0) };
+        file.sync(SyncPoint::Compacted)?;
+        self.store.switch(&self.segment, file, self.header, &self.table, self.at)?;
+        Ok(before.saturating_sub(self.at))
+    }
+}
+
+/// What has become of a tombstone's object.
+enum Fate {
+    /// Its bytes are here, or may come back.
+    Here,
+    /// Its segment is not here.
+    Unknown,
+    /// Its segment is here without it, durably.
+    Gone,
+}
+
+impl Store {
+    /// Puts a compacted segment in the old one's place. Dead marks set meanwhile are taken along.
+    fn switch(
+        &self,
+        old: &Arc<Segment>,
+        file: DiskFile,
+        header: SegmentHeader,
+        table: &SlotTable,
+        end: u64,
+    ) -> Result<()> {
+        let index = old.folder();
+        let volume = self.volume(index);
+        let path = old.path().to_owned();
+        let parent = path.parent().unwrap_or(&path);
+        // No mark may be set on the old table, or synced there, once the new one is written.
+        let _marks = self.switching.write();
+        for (slot, _) in table.entries() {
+            if old.table().and_then(|old| old.get(slot)).is_some_and(|entry| entry.dead) {
+                table.kill(slot);
+            }
+        }
+        let points = (SyncPoint::CompactedTable, SyncPoint::CompactedTableEntry);
+        table.write(volume, &path, &header, end, points)?;
+        volume.rename(&path.with_added_extension("new"), &path)?;
+        let synced = volume.sync_dir(parent, SyncPoint::CompactedEntry);
+        let opened = open_table(volume, &path, &header)?;
+        let content = Segment::packed(opened.table);
+        let segment = Segment::new(header, index, file.renamed(path.clone()), content, end, true);
+        self.register(Arc::new(segment));
+        volume.remove_if_there(&table_path(&path, old.header().generation))?;
+        synced
+    }
+}
