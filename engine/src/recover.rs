@@ -62,15 +62,24 @@ pub(crate) fn recover_folder(store: &Arc<Store>, index: u16) -> Result<Recovery>
         }
     }
     for segment in recovered.values() {
+        if segment.header().creator == store.options.node {
+            segment.add_unsettled(segment.slots() as u32);
+        }
         store.register(Arc::clone(segment));
     }
     // Marked now, or when their segment is opened.
     for object in dead {
         store.note_pending(object);
+        if let Some(segment) = store.loaded(object.segment()) {
+            store.kill_pending(&segment)?;
+        } else if !store.has(object.segment()) {
+            // Perhaps unlinked just before the crash, and not yet for good.
+            store.note_unlinked_somewhere(object.segment());
+        }
     }
     for (number, segment) in recovered {
         store.kill_pending(&segment)?;
-        if segment.is_retired() {
+        if !store.has(number) {
             continue;
         }
         if segment.header().creator != store.options.node {
@@ -80,12 +89,12 @@ pub(crate) fn recover_folder(store: &Arc<Store>, index: u16) -> Result<Recovery>
             }
             continue;
         }
-        segment.add_unsettled(segment.slots() as u32);
         if !segment.is_solo() {
             store.seal_blocking(&segment)?;
         }
         recovery.offer.push(number);
     }
+    store.folder(index).set_recovered();
     Ok(recovery)
 }
 
@@ -110,8 +119,10 @@ fn recover_one(
         Err(error) if error.is_missing() => return Ok(Left::Nothing),
         file => file?,
     };
-    let header = match read_header(&file, number) {
-        Err(reason @ Error::Damaged { .. }) if holds_packed_records(&file)? => {
+    // What a failed sync has left in the page cache is not on the disk, and does not count.
+    let judged = folder.volume.open_direct_read(&path)?;
+    let header = match read_header(&judged, number) {
+        Err(reason @ Error::Damaged { .. }) if holds_packed_records(&judged)? => {
             tracing::error!(segment = %number, %reason, "damaged header of a segment that was active; its objects are not here");
             return Ok(Left::Damaged);
         }
@@ -123,7 +134,7 @@ fn recover_one(
     };
     match header.kind {
         SegmentKind::Packed => {
-            let (table, scan) = scan_marked(folder, &file, &header, recovery)?;
+            let (table, scan) = scan_marked(folder, &file, &judged, &header, recovery)?;
             if scan.end == HEADER_BYTES {
                 return Ok(Left::Nothing);
             }
@@ -135,7 +146,7 @@ fn recover_one(
             }
             Ok(Left::Segment(Arc::new(segment)))
         }
-        SegmentKind::Solo => match open_solo(&file, &header) {
+        SegmentKind::Solo => match open_solo(&judged, &header) {
             Ok((content, length)) => {
                 // What a crash of the process alone left in the page cache becomes durable.
                 file.sync(SyncPoint::Recovered)?;
@@ -156,12 +167,13 @@ fn recover_one(
 fn scan_marked(
     folder: &Folder,
     file: &DiskFile,
+    judged: &DiskFile,
     header: &SegmentHeader,
     recovery: &mut Recovery,
 ) -> Result<(SlotTable, Scan)> {
     let path = file.path();
     let size = file.len()?;
-    let (table, mut scan) = scan_packed(file, header, size, Trust::Active)?;
+    let (table, mut scan) = scan_packed(judged, header, size, Trust::Active)?;
     if let Ok(opened) = open_table(&folder.volume, path, header) {
         for (slot, entry) in opened.table.entries() {
             if table.get(slot).is_none() {

@@ -9,9 +9,9 @@ use parking_lot::Mutex;
 use reel_engine::disk::sim::{Faults, Rng, SimDisk};
 use reel_engine::format::record::RecordKind;
 use reel_engine::solo::SoloUpload;
-use reel_engine::upkeep::{Compaction, Step, scrub_segment};
+use reel_engine::upkeep::{Compaction, Step, compact_now, scrub_segment};
 use reel_engine::{
-    Draft, FolderOptions, ObjectId, SegmentNumber, Store, StoreOptions, Stored, Version,
+    Draft, Error, FolderOptions, ObjectId, SegmentNumber, Store, StoreOptions, Stored, Version,
     Writer,
 };
 
@@ -210,6 +210,12 @@ impl Life {
         }
         executor.run(|| false);
         world.model = std::mem::take(&mut life.model.borrow_mut());
+        // As upkeep would: places without a record in the middle of a segment go.
+        match compact_now(&store) {
+            // What cannot be understood is not moved.
+            Err(Error::Damaged { .. }) if !world.model.flipped.is_empty() => {}
+            compacted => drop(compacted.map_err(|error| format!("compaction: {error}"))?),
+        }
         Ok(store)
     }
 

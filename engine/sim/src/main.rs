@@ -34,6 +34,9 @@ enum Command {
         /// Says what the engine logs
         #[arg(long)]
         verbose: bool,
+        /// Says every call to the disk, too
+        #[arg(long)]
+        trace: bool,
     },
 }
 
@@ -63,9 +66,11 @@ fn say(line: impl std::fmt::Display) {
 }
 
 fn main() -> ExitCode {
-    let Command::Sim { seeds, without, threads, verbose } = Cli::parse().command;
-    if verbose {
-        tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
+    let Command::Sim { seeds, without, threads, verbose, trace } = Cli::parse().command;
+    if verbose || trace {
+        let level = if trace { tracing::Level::TRACE } else { tracing::Level::INFO };
+        let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+        log.without_time().with_ansi(false).with_target(false).init();
     }
     let sabotage = match without.as_deref().map(sabotage).transpose() {
         Ok(sabotage) => sabotage,

@@ -25,7 +25,7 @@ impl Disk for RealDisk {
         options.create_new(matches!(mode, Mode::Create | Mode::CreateDirect));
         let file = options.open(path)?;
         let direct = match mode {
-            Mode::CreateDirect => open_direct(OpenOptions::new().write(true), path)?,
+            Mode::CreateDirect => open_direct(OpenOptions::new().read(true).write(true), path)?,
             Mode::ReadDirect => open_direct(OpenOptions::new().read(true), path)?,
             _ => None,
         };

@@ -27,7 +27,10 @@ impl Volume {
 
     fn open(&self, what: &'static str, path: &Path, mode: Mode) -> Result<DiskFile> {
         match self.0.open(path, mode) {
-            Ok(raw) => Ok(DiskFile { raw: Arc::from(raw), path: Arc::from(path) }),
+            Ok(raw) => {
+                let from_disk = mode == Mode::ReadDirect;
+                Ok(DiskFile { raw: Arc::from(raw), path: Arc::from(path), from_disk })
+            }
             Err(error) => Err(Error::io(what, path, error)),
         }
     }
@@ -66,17 +69,13 @@ impl Volume {
         Ok(bytes)
     }
 
-    /// Makes `path` and its parents below `root`; each new folder's entry is synced.
-    pub fn create_dirs(&self, root: &Path, path: &Path) -> Result<()> {
-        if path == root || !path.starts_with(root) {
-            return Ok(());
-        }
-        let parent = path.parent().unwrap_or(root);
-        self.create_dirs(root, parent)?;
+    /// Makes a folder; one that is there is fine.
+    pub fn create_dir(&self, path: &Path) -> Result<()> {
         match self.0.create_dir(path) {
-            Ok(()) => self.sync_dir(parent, SyncPoint::FolderEntry),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            Err(error) => Err(Error::io("create folder", path, error)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Error::io("create folder", path, error))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -88,12 +87,7 @@ impl Volume {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             self.create_root(parent)?;
         }
-        match self.0.create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(Error::io("create folder", path, error))
-            }
-            _ => Ok(()),
-        }
+        self.create_dir(path)
     }
 
     /// Makes a folder's entries survive a power loss.
@@ -192,6 +186,8 @@ impl Volume {
 pub struct DiskFile {
     raw: Arc<dyn RawFile>,
     path: Arc<Path>,
+    /// Reads judge what lies on the disk, not what the page cache holds.
+    from_disk: bool,
 }
 
 impl DiskFile {
@@ -202,11 +198,14 @@ impl DiskFile {
 
     /// The same file under another name (it was renamed).
     pub(crate) fn renamed(self, path: PathBuf) -> Self {
-        Self { raw: self.raw, path: Arc::from(path) }
+        Self { path: Arc::from(path), ..self }
     }
 
     /// Reads exactly `buffer.len()` bytes at `offset`; [`Error::Damaged`] when the file ends before.
     pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        if self.from_disk {
+            return self.read_exact_from_disk(buffer, offset);
+        }
         let mut done = 0;
         while done < buffer.len() {
             match self.raw.read_at(&mut buffer[done..], offset + done as u64) {
@@ -217,6 +216,24 @@ impl DiskFile {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("read", &self.path, error)),
             }
+        }
+        Ok(())
+    }
+
+    fn read_exact_from_disk(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        let mut piece = super::Piece::default();
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let start = at / super::DIRECT_ALIGN as u64 * super::DIRECT_ALIGN as u64;
+            self.read_piece(&mut piece, start)?;
+            let found = piece.as_ref().get((at - start) as usize..).unwrap_or(&[]);
+            if found.is_empty() {
+                return Err(Error::damaged(&self.path, at, "the file ends too early"));
+            }
+            let now = found.len().min(buffer.len() - done);
+            buffer[done..done + now].copy_from_slice(&found[..now]);
+            done += now;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! All integers are little-endian. Every structure carries a magic, enough to be understood alone,
 //! and a CRC-32 (IEEE, as in RFC 1952) over itself.
 
+pub mod deferred;
 pub mod record;
 pub mod segment_header;
 pub mod superblock;

@@ -37,6 +37,8 @@ pub struct Segment {
     used: AtomicBool,
     /// There are places in it without a record: it should be rewritten.
     has_holes: AtomicBool,
+    /// Its rename failed to be synced: after a crash the one before it may be back.
+    doubtful: AtomicBool,
 }
 
 /// What finds the objects.
@@ -101,6 +103,7 @@ impl Segment {
             dead_bytes: AtomicU64::new(dead_bytes),
             used: AtomicBool::new(true),
             has_holes: AtomicBool::new(false),
+            doubtful: AtomicBool::new(false),
         }
     }
 
@@ -150,6 +153,14 @@ impl Segment {
             self.dead_bytes.fetch_add(record_bytes(entry), Ordering::Relaxed);
         }
         killed.is_some()
+    }
+
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.doubtful.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_doubtful(&self) {
+        self.doubtful.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn has_holes(&self) -> bool {
@@ -226,7 +237,10 @@ impl Segment {
 
     /// Whether the handle cache may close it: nothing would be forgotten.
     pub(crate) fn may_be_closed(&self) -> bool {
-        self.is_sealed() && self.unsettled() == 0 && !self.table().is_some_and(SlotTable::is_active)
+        self.is_sealed()
+            && self.unsettled() == 0
+            && !self.is_doubtful()
+            && !self.table().is_some_and(SlotTable::is_active)
     }
 
     /// The slot table of a packed segment.

@@ -1,7 +1,7 @@
 //! Reads a packed segment from end to end, and finds its records again.
 
-use crate::disk::DiskFile;
-use crate::error::Result;
+use crate::disk::{DIRECT_ALIGN, DiskFile, Piece};
+use crate::error::{Error, Result};
 use crate::format::record::{FIXED_BYTES, RecordHead, RecordKind};
 use crate::format::segment_header::SegmentHeader;
 use crate::format::table::{Entry, SlotState};
@@ -9,8 +9,6 @@ use crate::format::{ALIGN, FormatError, HEADER_BYTES};
 use crate::id::{ObjectId, SLOTS};
 use crate::slots::SlotTable;
 
-/// Bytes read at a time.
-const SCAN_BYTES: usize = 4 << 20;
 /// How far behind the last good record of an active segment another one is looked for, in bytes: a
 /// batch in flight at the crash is not larger.
 const TAIL_BYTES: u64 = 16 << 20;
@@ -58,7 +56,7 @@ pub(crate) fn scan_packed(
 ) -> Result<(SlotTable, Scan)> {
     let table = SlotTable::active();
     let mut scan = Scan { end: HEADER_BYTES, ..Scan::default() };
-    let mut window = Window { file, size, start: 0, bytes: Vec::new() };
+    let mut window = Window { file, size, start: 0, bytes: Vec::new(), piece: Piece::default() };
     let mut at = HEADER_BYTES;
     let mut slot = 0;
     let mut hole: Option<Hole> = None;
@@ -179,6 +177,7 @@ struct Window<'a> {
     size: u64,
     start: u64,
     bytes: Vec<u8>,
+    piece: Piece,
 }
 
 impl Window<'_> {
@@ -188,10 +187,15 @@ impl Window<'_> {
             return Ok(None);
         };
         if at < self.start || end > self.start + self.bytes.len() as u64 {
-            let wanted = (length.max(SCAN_BYTES) as u64).min(self.size - at) as usize;
-            self.bytes.resize(wanted, 0);
-            self.file.read_exact_at(&mut self.bytes, at)?;
-            self.start = at;
+            self.start = at / DIRECT_ALIGN as u64 * DIRECT_ALIGN as u64;
+            self.bytes.clear();
+            while self.start + (self.bytes.len() as u64) < end {
+                let from = self.start + self.bytes.len() as u64;
+                if self.file.read_piece(&mut self.piece, from)? == 0 {
+                    return Err(Error::damaged(self.file.path(), from, "the file ends too early"));
+                }
+                self.bytes.extend_from_slice(self.piece.as_ref());
+            }
         }
         let from = (at - self.start) as usize;
         Ok(Some(&self.bytes[from..from + length]))

@@ -48,6 +48,10 @@ pub(crate) struct Folder {
     total: AtomicU64,
     failing: AtomicBool,
     failed: Mutex<Option<String>>,
+    recovered: AtomicBool,
+    /// Subfolders whose entries were synced in this life: what an earlier one made without syncing it
+    /// looks the same.
+    durable: Mutex<BTreeSet<PathBuf>>,
     /// Holds the lock as long as the folder is used; `None` while it could not be opened.
     lock: Mutex<Option<Box<dyn Any + Send + Sync>>>,
 }
@@ -61,6 +65,8 @@ impl Folder {
             total: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             failed: Mutex::new(None),
+            recovered: AtomicBool::new(false),
+            durable: Mutex::default(),
             lock: Mutex::new(None),
         }
     }
@@ -70,11 +76,35 @@ impl Folder {
     pub(crate) fn open(&self, options: &StoreOptions, instance: Option<u128>) -> Result<Superblock> {
         self.volume.create_root(&self.path)?;
         let line = format!("node {}, process {}\n", options.node, std::process::id());
-        *self.lock.lock() = Some(self.volume.lock(&self.path.join("lock"), &line)?);
+        if !self.is_open() {
+            *self.lock.lock() = Some(self.volume.lock(&self.path.join("lock"), &line)?);
+        }
         let superblock = self.superblock(options, instance)?;
-        self.volume.create_dirs(&self.path, &self.path.join("active"))?;
+        self.ensure_dir(&self.path.join("active"))?;
         self.refresh_space()?;
         Ok(superblock)
+    }
+
+    /// Makes a subfolder (and its parents) where it is missing; durable when this returns.
+    pub(crate) fn ensure_dir(&self, path: &Path) -> Result<()> {
+        if path == self.path || !path.starts_with(&self.path) || self.durable.lock().contains(path) {
+            return Ok(());
+        }
+        let parent = path.parent().unwrap_or(&self.path);
+        self.ensure_dir(parent)?;
+        self.volume.create_dir(path)?;
+        self.volume.sync_dir(parent, SyncPoint::FolderEntry)?;
+        self.durable.lock().insert(path.to_owned());
+        Ok(())
+    }
+
+    /// Whether its marked segments were recovered in this life.
+    pub(crate) fn is_recovered(&self) -> bool {
+        self.recovered.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_recovered(&self) {
+        self.recovered.store(true, Ordering::Release);
     }
 
     /// Whether it was opened, now or before it failed.

@@ -89,7 +89,10 @@ impl Handles {
                 Some(segment) if !segment.may_be_closed() || segment.touch(true) => {
                     round.push_back(number);
                 }
-                Some(_) => drop(open.remove(&number)),
+                Some(_) => {
+                    // Whoever holds on to it asks again: only one opening of a segment is current.
+                    open.remove(&number).inspect(|segment| segment.retire());
+                }
             }
         }
     }

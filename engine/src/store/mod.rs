@@ -1,5 +1,6 @@
 //! A node's data folders: their segments, open and known, and what happens to them as a whole.
 
+mod dead;
 mod folder;
 mod handles;
 mod rebuild;
@@ -30,7 +31,7 @@ pub use folder::{FolderOptions, FolderState};
 pub(crate) use folder::{Folder, list_segments};
 use folder::list_and_tidy;
 use handles::Handles;
-use settle::Unsynced;
+use dead::{Deferred, Unsynced};
 
 /// Gives the next segment number from the leases in hand; `None` when there is none.
 pub type NumberSource = Arc<dyn Fn() -> Option<SegmentNumber> + Send + Sync>;
@@ -145,6 +146,9 @@ pub struct Store {
     /// Dead objects whose segment was not open (or not here) when that was learned.
     pending_dead: Mutex<BTreeMap<SegmentNumber, BTreeSet<u16>>>,
     unsynced: Mutex<Unsynced>,
+    deferred: Mutex<Deferred>,
+    /// Subfolders in which every rename and unlink of an earlier life is durable.
+    settled_dirs: Mutex<BTreeSet<(u16, PathBuf)>>,
     /// Held (for writing) while a compacted segment takes the old one's place, (for reading) while
     /// dead marks are set or synced.
     pub(crate) switching: RwLock<()>,
@@ -232,6 +236,8 @@ impl Store {
             marked: Mutex::default(),
             pending_dead: Mutex::default(),
             unsynced: Mutex::default(),
+            deferred: Mutex::default(),
+            settled_dirs: Mutex::default(),
             switching: RwLock::default(),
             rebuilding: Mutex::default(),
             candidates: Mutex::default(),
@@ -241,6 +247,7 @@ impl Store {
             folders,
             options,
         });
+        store.load_deferred()?;
         let recovery = recover::recover(&store)?;
         Ok((store, recovery))
     }
@@ -286,8 +293,8 @@ impl Store {
     /// Takes a folder that had failed back into use, if its disk works.
     fn reopen(self: &Arc<Self>, index: u16) -> Result<()> {
         let folder = self.folder(index);
-        if !folder.is_open() {
-            // It has not been seen in this life: all of it is new to the store.
+        if !folder.is_recovered() {
+            // Its start failed: it is begun once more.
             folder.open(&self.options, Some(self.superblock.instance))?;
             let numbers = list_and_tidy(&folder.volume, &folder.path)?;
             let mut known = self.known.write();
@@ -397,6 +404,9 @@ impl Store {
             return Err(Error::NoSegment(number));
         }
         self.kill_pending(&segment)?;
+        if segment.is_solo() && !self.has(number) {
+            return Err(Error::NoSegment(number));
+        }
         self.consider(&segment);
         Ok(segment)
     }
@@ -538,7 +548,7 @@ impl Store {
         volume.create(&marker)?;
         self.marked.lock().insert(number);
         volume.sync_dir(&root.join("active"), SyncPoint::MarkerEntry)?;
-        volume.create_dirs(root, parent)?;
+        self.folder(index).ensure_dir(parent)?;
         let file = if direct { volume.create_direct(&path) } else { volume.create(&path) }?;
         self.known.write().insert(number, index);
         volume.sync_dir(parent, SyncPoint::SegmentEntry)?;

@@ -1,31 +1,14 @@
-//! How a segment ends: sealed, settled, emptied; and how dead objects stay dead.
-//!
-//! A tombstone is replayed at each start as long as its segment has a marker. So before a marker
-//! goes, the dead marks that the segment's tombstones set must be durable ([`Store::flush_dead`]).
+//! How a segment ends: sealed, settled, removed.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Store;
 use crate::disk::{Job, SyncPoint};
 use crate::error::{Error, Result};
-use crate::id::{ObjectId, SegmentNumber};
+use crate::id::SegmentNumber;
 use crate::segment::Segment;
 use crate::segment::open::open_table;
 use crate::slots::{SlotTable, table_path};
-
-/// Dead objects of segments that are not here (yet) that are remembered.
-const PENDING_DEAD: usize = 65_536;
-
-/// What was changed in place and is not durable.
-#[derive(Debug, Default)]
-pub(super) struct Unsynced {
-    /// Segments with dead marks.
-    tables: BTreeSet<SegmentNumber>,
-    /// Folders with unlinked segments.
-    entries: BTreeSet<(u16, PathBuf)>,
-}
 
 impl Store {
     /// Seals a packed segment at its durable length: table written. Its marker goes when the
@@ -58,28 +41,37 @@ impl Store {
         self.write_table(segment, (SyncPoint::Table, SyncPoint::TableEntry))
     }
 
-    fn write_table(&self, segment: &Segment, points: (SyncPoint, SyncPoint)) -> Result<()> {
+    pub(super) fn write_table(&self, segment: &Segment, points: (SyncPoint, SyncPoint)) -> Result<()> {
         let Some(table) = segment.table() else { return Ok(()) };
         let volume = self.volume(segment.folder());
         table.write(volume, segment.path(), segment.header(), segment.durable(), points)
     }
 
-    /// Writes the table of a segment again, from memory.
+    /// Writes the table of a sealed segment again: its pages are not trusted, or a mark in it is
+    /// damaged. One that does not hold its checksum is made anew from the segment.
     pub(crate) fn rewrite_table(&self, segment: &Arc<Segment>) -> Result<()> {
+        let (number, index, header) = (segment.number(), segment.folder(), *segment.header());
         if !segment.is_sealed() || segment.table().is_none_or(SlotTable::is_active) {
             return Ok(());
         }
-        let index = segment.folder();
-        let _marks = self.switching.write();
-        if segment.is_retired() {
-            return Ok(());
-        }
-        self.write_table(segment, (SyncPoint::DeadMarks, SyncPoint::TableEntry))
-            .map_err(|error| self.note_failure(index, error))?;
-        let opened = open_table(self.volume(index), segment.path(), segment.header())?;
-        let (content, length) = (Segment::packed(opened.table), opened.header.segment_len);
+        let marks = self.switching.write();
+        let volume = self.volume(index);
+        let path = segment.path();
+        let opened = match open_table(volume, path, &header) {
+            Ok(opened) => opened,
+            Err(error @ Error::Io { .. }) => return Err(self.note_failure(index, error)),
+            Err(_) => {
+                drop(marks);
+                self.handles.remove(number);
+                return self.segment_blocking(number).map(drop);
+            }
+        };
+        let (length, points) = (opened.header.segment_len, (SyncPoint::DeadMarks, SyncPoint::TableEntry));
+        let written = opened.table.write(volume, path, &header, length, points);
+        written.map_err(|error| self.note_failure(index, error))?;
+        let opened = open_table(volume, path, &header)?;
+        let content = Segment::packed(opened.table);
         let file = segment.file().clone();
-        let header = *segment.header();
         self.register(Arc::new(Segment::new(header, index, file, content, length, true)));
         Ok(())
     }
@@ -122,15 +114,13 @@ impl Store {
                 Arc::new(Segment::new(*segment.header(), index, file, content, length, true));
             // From here on a kill goes to the mapped table; one that came in between is carried over.
             self.register(Arc::clone(&mapped));
-            self.unsynced.lock().tables.insert(number);
             for (slot, entry) in table.entries() {
-                if entry.dead {
-                    mapped.kill(slot);
+                if entry.dead && mapped.kill(slot) {
+                    self.note_unsynced(number, slot);
                 }
             }
             self.consider(&mapped);
         }
-        self.kill_all_pending()?;
         self.flush_dead()?;
         // What the catalog confirmed must survive a power loss by itself from here on.
         (self.options.barrier)()
@@ -158,141 +148,6 @@ impl Store {
         self.marked.lock().insert(number);
     }
 
-    /// The object lost its name: its slot is marked, a solo segment is unlinked. Readers that have
-    /// it open go on. True when it had been alive. Blocking.
-    ///
-    /// Its tombstone must be durable before. The mark is durable when the tombstone's segment loses
-    /// its marker; until then each start sets it again.
-    pub fn kill(&self, object: ObjectId) -> Result<bool> {
-        let number = object.segment();
-        let segment = match self.segment_blocking(number) {
-            Ok(segment) => segment,
-            Err(Error::NoSegment(_)) => {
-                self.note_pending(object);
-                return Ok(false);
-            }
-            Err(error) => {
-                self.note_pending(object);
-                return Err(error);
-            }
-        };
-        if segment.is_solo() {
-            return self.remove(number).map(|()| true);
-        }
-        Ok(self.kill_in(&segment, object.slot()))
-    }
-
-    fn kill_in(&self, segment: &Segment, slot: u16) -> bool {
-        let _marks = self.switching.read_recursive();
-        let number = segment.number();
-        self.unsynced.lock().tables.insert(number);
-        let mut killed = segment.kill(slot);
-        if segment.is_retired() {
-            // It was replaced meanwhile: mark the one that took over too.
-            if let Some(now) = self.loaded(number) {
-                killed |= now.kill(slot);
-                self.consider(&now);
-            }
-        }
-        if segment.table().is_some_and(|table| table.get(slot).is_none()) && !segment.is_sealed() {
-            // A copy that has not got there yet.
-            self.note_pending(number.object(slot));
-        }
-        self.consider(segment);
-        killed
-    }
-
-    /// Remembers that an object is dead until its segment is here, or can be opened.
-    pub(crate) fn note_pending(&self, object: ObjectId) {
-        let mut pending = self.pending_dead.lock();
-        if pending.len() >= PENDING_DEAD && !pending.contains_key(&object.segment()) {
-            pending.pop_first();
-        }
-        pending.entry(object.segment()).or_default().insert(object.slot());
-    }
-
-    /// Marks what is known to be dead in a segment that was just opened, or grew.
-    pub(crate) fn kill_pending(&self, segment: &Arc<Segment>) -> Result<()> {
-        let number = segment.number();
-        let Some(slots) = self.pending_dead.lock().remove(&number) else { return Ok(()) };
-        if segment.is_solo() {
-            return self.remove(number);
-        }
-        for slot in slots {
-            self.kill_in(segment, slot);
-        }
-        Ok(())
-    }
-
-    /// Opens every segment here in which something is known to be dead, so that it is marked.
-    fn kill_all_pending(&self) -> Result<()> {
-        let waiting: Vec<SegmentNumber> = self.pending_dead.lock().keys().copied().collect();
-        for number in waiting.into_iter().filter(|number| self.has(*number)) {
-            let failed = |number| {
-                self.folder_of(number).is_none_or(|index| self.folder(index).is_failed())
-            };
-            match self.segment_blocking(number) {
-                Ok(segment) => self.kill_pending(&segment)?,
-                Err(Error::NoSegment(_)) => {}
-                // What a broken disk holds is not here: its marks are not waited for.
-                Err(error) if error.is_disk() && failed(number) => {}
-                Err(Error::Damaged { path, offset, what }) => {
-                    tracing::error!(segment = %number, path = %path.display(), offset, what, "dead objects of a damaged segment are not marked");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes every dead mark and every unlink durable. Marks on a table in memory are written beside
-    /// its segment, where recovery looks for them. What lies on a broken disk is left out: those
-    /// objects are not here, and the sweep finds what comes back with the disk.
-    pub(crate) fn flush_dead(&self) -> Result<()> {
-        let _marks = self.switching.read_recursive();
-        let mut taken = std::mem::take(&mut *self.unsynced.lock());
-        let flushed = self.flush_taken(&mut taken);
-        if flushed.is_err() {
-            let mut unsynced = self.unsynced.lock();
-            unsynced.tables.append(&mut taken.tables);
-            unsynced.entries.append(&mut taken.entries);
-        }
-        flushed
-    }
-
-    fn flush_taken(&self, taken: &mut Unsynced) -> Result<()> {
-        while let Some(number) = taken.tables.first().copied() {
-            if let Some(index) = self.folder_of(number)
-                && !self.folder(index).is_failed()
-            {
-                match self.flush_table(number) {
-                    Ok(()) | Err(Error::NoSegment(_)) => {}
-                    Err(error) => return Err(self.note_failure(index, error)),
-                }
-            }
-            taken.tables.pop_first();
-        }
-        while let Some((index, path)) = taken.entries.first().cloned() {
-            if !self.folder(index).is_failed() {
-                self.volume(index)
-                    .sync_dir(&path, SyncPoint::RemovedEntry)
-                    .map_err(|error| self.note_failure(index, error))?;
-            }
-            taken.entries.pop_first();
-        }
-        Ok(())
-    }
-
-    fn flush_table(&self, number: SegmentNumber) -> Result<()> {
-        let segment = self.segment_blocking(number)?;
-        let Some(table) = segment.table() else { return Ok(()) };
-        if table.is_active() {
-            return self.write_table(&segment, (SyncPoint::DeadMarks, SyncPoint::DeadMarks));
-        }
-        let path = table_path(segment.path(), segment.header().generation);
-        self.volume(segment.folder()).open_write(&path)?.sync(SyncPoint::DeadMarks)
-    }
-
     /// Removes a segment: its files go, then (when they are gone for good) its marker. Blocking.
     pub(crate) fn remove(&self, number: SegmentNumber) -> Result<()> {
         let Some(index) = self.folder_of(number) else { return Ok(()) };
@@ -310,8 +165,11 @@ impl Store {
         self.known.write().remove(&number);
         self.handles.remove(number);
         self.candidates.lock().remove(&number);
-        self.remove_files(number, index, generation)
-            .map_err(|error| self.note_failure(index, error))
+        self.remove_files(number, index, generation).map_err(|error| {
+            // It may be there still.
+            self.known.write().insert(number, index);
+            self.note_failure(index, error)
+        })
     }
 
     fn remove_files(&self, number: SegmentNumber, index: u16, generation: u32) -> Result<()> {
@@ -328,7 +186,7 @@ impl Store {
             return self.unmark(number, index);
         }
         if was_there {
-            self.unsynced.lock().entries.insert((index, parent));
+            self.note_unlinked(number, index, parent);
         }
         Ok(())
     }
@@ -347,7 +205,7 @@ impl Store {
     /// A copy of a large segment is complete and durable: it needs no confirmation.
     pub(crate) fn seal_copy(&self, segment: &Arc<Segment>) -> Result<()> {
         self.kill_pending(segment)?;
-        if segment.is_retired() {
+        if !self.has(segment.number()) {
             return Ok(());
         }
         self.unmark(segment.number(), segment.folder())

@@ -154,7 +154,13 @@ impl Compaction {
             self.store.clock().now_ms() < until
         };
         let Some(target) = head.target else { return true };
-        match self.fate(target, slot) {
+        let fate = match self.fate(target, slot) {
+            Fate::Gone | Fate::Unknown if self.store.ensure_entry(target.segment()).is_err() => {
+                Fate::Here
+            }
+            fate => fate,
+        };
+        match fate {
             Fate::Here => true,
             // It may still be on its way from a peer.
             Fate::Unknown => young(),
@@ -171,7 +177,13 @@ impl Compaction {
         }
         match self.store.segment_blocking(number) {
             Ok(segment) => match segment.table() {
-                Some(table) if table.get(target.slot()).is_none() && segment.is_sealed() => Fate::Gone,
+                Some(table)
+                    if table.get(target.slot()).is_none()
+                        && segment.is_sealed()
+                        && !segment.is_doubtful() =>
+                {
+                    Fate::Gone
+                }
                 _ => Fate::Here,
             },
             Err(Error::NoSegment(_)) if self.store.folders.iter().any(crate::store::Folder::is_failed) => {
@@ -201,8 +213,11 @@ impl Compaction {
 
     fn finish(&mut self) -> Result<u64> {
         let before = self.segment.durable();
-        if self.segment.is_retired() {
-            return Ok(0);
+        match self.store.segment_blocking(self.number()) {
+            Ok(now) if now.header() == self.segment.header() => self.segment = now,
+            // It was removed, or replaced.
+            Ok(_) | Err(Error::NoSegment(_)) => return Ok(0),
+            Err(error) => return Err(error),
         }
         if self.table.slots() == 0 {
             let (index, generation) = (self.segment.folder(), self.segment.header().generation);
@@ -243,8 +258,10 @@ impl Store {
         let parent = path.parent().unwrap_or(&path);
         // No mark may be set on the old table, or synced there, once the new one is written.
         let _marks = self.switching.write();
+        // As they are in the file now: the segment may have been closed, or its table rewritten.
+        let marks = open_table(volume, &path, old.header())?.table;
         for (slot, _) in table.entries() {
-            if old.table().and_then(|old| old.get(slot)).is_some_and(|entry| entry.dead) {
+            if marks.get(slot).is_some_and(|entry| entry.dead) {
                 table.kill(slot);
             }
         }
@@ -255,6 +272,9 @@ impl Store {
         let opened = open_table(volume, &path, &header)?;
         let content = Segment::packed(opened.table);
         let segment = Segment::new(header, index, file.renamed(path.clone()), content, end, true);
+        if synced.is_err() {
+            segment.note_doubtful();
+        }
         self.register(Arc::new(segment));
         volume.remove_if_there(&table_path(&path, old.header().generation))?;
         synced

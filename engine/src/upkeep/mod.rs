@@ -120,6 +120,24 @@ impl Drop for Upkeep {
     }
 }
 
+/// Compacts what is worth it now, at full speed; the bytes given back. Blocking.
+///
+/// # Errors
+/// The first; what was compacted before stays so.
+pub fn compact_now(store: &Arc<Store>) -> Result<u64> {
+    let mut freed = 0;
+    while let Some(number) = store.next_candidate() {
+        let Some(mut compaction) = Compaction::begin(store, number)? else { continue };
+        loop {
+            if let Step::Done(bytes) = compaction.step()? {
+                freed += bytes;
+                break;
+            }
+        }
+    }
+    Ok(freed)
+}
+
 struct Worker {
     store: Arc<Store>,
     options: UpkeepOptions,

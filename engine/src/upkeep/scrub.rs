@@ -22,14 +22,13 @@ pub fn scrub_segment(
 ) -> Result<Report> {
     let Some(index) = store.folder_of(number) else { return Ok(Report::default()) };
     let folder = store.folder(index);
-    if folder.is_failed() {
+    // What is marked is being written, or was a moment ago.
+    if folder.is_failed() || store.is_marked(number) {
         return Ok(Report::default());
     }
     // Opened first: what has no table gets one.
     match store.segment_blocking(number) {
-        Ok(segment) if !segment.is_sealed() || store.is_marked(number) => {
-            return Ok(Report::default());
-        }
+        Ok(segment) if !segment.is_sealed() => return Ok(Report::default()),
         Ok(_) | Err(Error::Damaged { .. }) => {}
         Err(Error::NoSegment(_)) => return Ok(Report::default()),
         Err(error) => return Err(error),

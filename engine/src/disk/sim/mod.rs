@@ -226,6 +226,8 @@ impl SimDisk {
         state.life += 1;
         state.dead = false;
         state.fuse = None;
+        // A restart takes its time.
+        state.now_ms += 1_000;
         if power {
             state.lose_power();
         } else {
@@ -290,6 +292,7 @@ impl SimDisk {
 
 impl State {
     fn lose_power(&mut self) {
+        tracing::trace!("power lost");
         self.counts.power_losses += 1;
         let share = match self.rng.below(4) {
             0 => 0,
@@ -335,6 +338,7 @@ impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Box<dyn RawFile>> {
         let mut state = self.state.lock();
         state.call(self.life, path)?;
+        tracing::trace!(path = %path.display(), ?mode, "open");
         let inode = match mode {
             Mode::Read | Mode::ReadDirect | Mode::Write => state.file(path)?,
             Mode::Create | Mode::CreateDirect => {
@@ -353,12 +357,14 @@ impl Disk for SimDisk {
                 inode
             }
         };
-        Ok(Box::new(SimFile { disk: self.clone(), inode, path: path.to_owned() }))
+        let from_disk = mode == Mode::ReadDirect;
+        Ok(Box::new(SimFile { disk: self.clone(), inode, path: path.to_owned(), from_disk }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         state.call(self.life, from)?;
+        tracing::trace!(from = %from.display(), to = %to.display(), "rename");
         let inode = state.file(from)?;
         state.change(FolderChange::Rename(from.to_owned(), to.to_owned(), Entry::File(inode)));
         Ok(())
@@ -367,6 +373,7 @@ impl Disk for SimDisk {
     fn unlink(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
         state.call(self.life, path)?;
+        tracing::trace!(path = %path.display(), "unlink");
         state.file(path)?;
         state.change(FolderChange::Remove(path.to_owned()));
         Ok(())
@@ -391,6 +398,7 @@ impl Disk for SimDisk {
         let mut state = self.state.lock();
         let last = state.call(self.life, path)?;
         state.counts.syncs += 1;
+        tracing::trace!(path = %path.display(), ?point, last, "sync_dir");
         if state.skip == Some(point) || last {
             return Ok(());
         }
@@ -460,6 +468,7 @@ struct SimFile {
     disk: SimDisk,
     inode: u64,
     path: PathBuf,
+    from_disk: bool,
 }
 
 impl SimFile {
@@ -471,6 +480,7 @@ impl SimFile {
             return Err(eio());
         }
         let result = run(&mut state, self.inode, last);
+        tracing::trace!(path = %self.path.display(), inode = self.inode, last, "call");
         if last { Err(eio()) } else { result }
     }
 }
@@ -484,7 +494,12 @@ impl RawFile for SimFile {
         self.call(|state, at, _| {
             let share = state.faults.read;
             state.fault(share, Errno::IO)?;
-            Ok(inode(state, at)?.read(buffer, offset as usize))
+            let file = inode(state, at)?;
+            Ok(if self.from_disk {
+                file.read_from_disk(buffer, offset as usize)
+            } else {
+                file.read(buffer, offset as usize)
+            })
         })
     }
 
@@ -508,6 +523,7 @@ impl RawFile for SimFile {
                 state.counts.faults += 1;
                 length = 1 + state.rng.below(length as u64 - 1) as usize;
             }
+            tracing::trace!(inode = at, offset, length, "write");
             let grows = (offset + length as u64).saturating_sub(inode(state, at)?.len() as u64);
             if grows > 0 && state.used() + grows > state.capacity {
                 return Err(Errno::NOSPC.into());
@@ -520,6 +536,7 @@ impl RawFile for SimFile {
     fn sync(&self, point: SyncPoint) -> io::Result<()> {
         self.call(|state, at, last| {
             state.counts.syncs += 1;
+            tracing::trace!(inode = at, ?point, "sync");
             if state.skip == Some(point) {
                 return Ok(());
             }
@@ -527,9 +544,9 @@ impl RawFile for SimFile {
             let failed = state.fault(share, Errno::IO);
             let State { inodes, rng, .. } = state;
             let Some(file) = inodes.get_mut(&at) else { return Err(eio()) };
-            if failed.is_err() || last {
+            if failed.is_err() {
                 file.fail_sync(rng);
-            } else {
+            } else if !last {
                 file.sync();
             }
             failed
@@ -542,6 +559,7 @@ impl RawFile for SimFile {
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.call(|state, at, _| {
+            tracing::trace!(inode = at, bytes, "set_len");
             inode(state, at)?.set_len(bytes as usize);
             Ok(())
         })
