@@ -41,6 +41,15 @@ pub enum Command {
     Storage(RoleArgs),
     /// Runs an HTTP server (gateway) in the foreground
     Http(RoleArgs),
+    /// Judges every byte of data folders that no process uses
+    ///
+    /// Exit codes: 0 clean, 1 something is wrong (each finding is a line) or could not be judged.
+    Fsck(FsckArgs),
+    /// Fills a catalog from the segments of data folders
+    ///
+    /// Stop the node first. Records carry user, name and version, so the highest version of each name
+    /// wins, whatever is in the catalog; running it twice changes nothing.
+    RebuildCatalog(RebuildCatalogArgs),
     /// Checks a configuration, or prints an example
     Config(ConfigArgs),
     /// Uploads files
@@ -122,6 +131,35 @@ pub struct RoleArgs {
     /// Ends when the parent process does (`reel up` sets it)
     #[arg(long, hide = true)]
     pub with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct FsckArgs {
+    /// A node's data folders
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// Makes missing and damaged slot tables, and damaged segment headers, anew first
+    #[arg(long)]
+    pub repair_tables: bool,
+    /// Compares objects and rows too: sqlite:PATH or postgres://…
+    #[arg(long, value_name = "URL")]
+    pub catalog: Option<String>,
+    /// Prints JSON for programs instead of text for people
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RebuildCatalogArgs {
+    /// A node's data folders
+    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
+    pub data: Vec<PathBuf>,
+    /// The catalog: sqlite:PATH or postgres://…
+    #[arg(long, value_name = "URL")]
+    pub catalog: String,
+    /// Prints JSON for programs instead of text for people
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 mod cli;
 mod completions;
 mod config;
+mod fsck;
 mod get;
 mod groups;
 mod import;
@@ -11,6 +12,7 @@ mod man;
 mod nodes;
 mod output;
 mod put;
+mod rebuild_catalog;
 mod rm;
 mod roles;
 mod stat;
@@ -31,6 +33,8 @@ fn main() -> ExitCode {
         Command::Id(args) => roles::id(&args),
         Command::Storage(args) => roles::storage(&args),
         Command::Http(args) => roles::http(&args),
+        Command::Fsck(args) => fsck::run(args),
+        Command::RebuildCatalog(args) => rebuild_catalog::run(args),
         Command::Config(args) => config::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

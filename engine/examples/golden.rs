@@ -3,7 +3,11 @@
 //! `cargo run -p reel-engine --example golden -- DIR`, where DIR must not be there. What lies in
 //! `engine/tests/golden/vN` was written by this program when the format version was N.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a program that ends when anything fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a program that ends when anything fails"
+)]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +23,13 @@ fn payload(seed: u64, length: usize) -> Bytes {
     (0..length).map(|at| ((at as u64).wrapping_mul(seed * 2 + 1) >> 3) as u8).collect()
 }
 
-fn draft(store: &Store, kind: RecordKind, name: &str, target: Option<ObjectId>, payload: Bytes) -> Draft {
+fn draft(
+    store: &Store,
+    kind: RecordKind,
+    name: &str,
+    target: Option<ObjectId>,
+    payload: Bytes,
+) -> Draft {
     Draft {
         kind,
         user: "golden".into(),
@@ -38,7 +48,9 @@ async fn fill(store: &Arc<Store>, writer: &Writer, first: u64, count: u64) -> Ve
     for index in first..first + count {
         let payload = payload(index, 37 * index as usize);
         let name = format!("small/{index}");
-        stored.push(writer.put(draft(store, RecordKind::Object, &name, None, payload)).await.unwrap());
+        stored.push(
+            writer.put(draft(store, RecordKind::Object, &name, None, payload)).await.unwrap(),
+        );
     }
     stored
 }
@@ -62,7 +74,9 @@ fn main() {
         for (slot, kind) in [(3, RecordKind::Delete), (4, RecordKind::Dead)] {
             let target = stored[slot].object;
             let name = format!("small/{slot}");
-            stored.push(writer.put(draft(&store, kind, &name, Some(target), Bytes::new())).await.unwrap());
+            stored.push(
+                writer.put(draft(&store, kind, &name, Some(target), Bytes::new())).await.unwrap(),
+            );
             store.kill(target).unwrap();
         }
         writer.stop();
@@ -75,8 +89,10 @@ fn main() {
         let mut piece = solo.piece();
         piece.fill(&payload(100, 300_000));
         solo.write(piece).await.unwrap();
-        let (large, _) =
-            solo.finish(draft(&store, RecordKind::Object, "large", None, Bytes::new())).await.unwrap();
+        let (large, _) = solo
+            .finish(draft(&store, RecordKind::Object, "large", None, Bytes::new()))
+            .await
+            .unwrap();
         store.settled(&large.segment);
         // Segment 3: active when the process dies; objects 20..25.
         let writer = Writer::new(Arc::clone(&store));

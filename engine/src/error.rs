@@ -128,7 +128,9 @@ impl Error {
             Errno::NOTCONN,
         ];
         let Self::Io { source, .. } = self else { return false };
-        source.raw_os_error().is_some_and(|code| DISK.iter().any(|errno| errno.raw_os_error() == code))
+        source
+            .raw_os_error()
+            .is_some_and(|code| DISK.iter().any(|errno| errno.raw_os_error() == code))
     }
 
     /// Whether a file or folder is not there.

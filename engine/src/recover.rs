@@ -32,6 +32,7 @@ pub(crate) fn recover(store: &Arc<Store>) -> Result<Recovery> {
                 recovery.unfinished += found.unfinished;
                 recovery.holes += found.holes;
                 recovery.damaged.extend(found.damaged);
+                recovery.marks_lost.extend(found.marks_lost);
             }
             Err(error) if error.is_disk() && store.folders.len() > 1 => {
                 store.folder(index).fail(&error);
@@ -39,6 +40,7 @@ pub(crate) fn recover(store: &Arc<Store>) -> Result<Recovery> {
             Err(error) => return Err(error),
         }
     }
+    store.restore_marks(&recovery.marks_lost);
     Ok(recovery)
 }
 
@@ -148,6 +150,7 @@ fn recover_one(
         }
         SegmentKind::Solo => match open_solo(&judged, &header) {
             Ok((content, length)) => {
+                tracing::debug!(segment = %number, "large upload is complete, recovered");
                 // What a crash of the process alone left in the page cache becomes durable.
                 file.sync(SyncPoint::Recovered)?;
                 let segment = Segment::new(header, index, file, content, length, true);
@@ -174,7 +177,14 @@ fn scan_marked(
     let path = file.path();
     let size = file.len()?;
     let (table, mut scan) = scan_packed(judged, header, size, Trust::Active)?;
-    if let Ok(opened) = open_table(&folder.volume, path, header) {
+    let opened = open_table(&folder.volume, path, header);
+    if let Err(error) = &opened
+        && !error.is_missing()
+    {
+        // It may have held dead marks whose tombstones are replayed no more.
+        recovery.marks_lost.push(header.number);
+    }
+    if let Ok(opened) = opened {
         for (slot, entry) in opened.table.entries() {
             if table.get(slot).is_none() {
                 tracing::error!(segment = %header.number, slot, path = %path.display(), offset = entry.offset, "damaged record");

@@ -136,7 +136,8 @@ fn parse_records(segment: &Segment, bytes: &[u8], base: u64) -> Result<(Vec<Reco
         if rest.len() < head_len {
             break;
         }
-        let head = RecordHead::decode(rest, segment.header().salt).map_err(|error| damaged(used, &error))?;
+        let head = RecordHead::decode(rest, segment.header().salt)
+            .map_err(|error| damaged(used, &error))?;
         check_place(&head, segment.header()).map_err(|error| damaged(used, &error))?;
         let length = head.record_len() as usize;
         if rest.len() < length {
@@ -223,7 +224,11 @@ impl SoloReplica {
         }
         let room = trailer::trailer_len(payload_len) + crate::format::ALIGN;
         if (self.tail.len() + tail.len()) as u64 > room {
-            return Err(Error::damaged(self.file.path(), self.next_offset(), "copied segment: too long"));
+            return Err(Error::damaged(
+                self.file.path(),
+                self.next_offset(),
+                "copied segment: too long",
+            ));
         }
         self.tail.extend_from_slice(tail);
         Ok(())
@@ -265,7 +270,9 @@ impl SoloReplica {
         let padding = (crate::format::align(head.payload_len) - head.payload_len) as usize;
         let trailer_at = PAYLOAD_AT + head.payload_len + padding as u64;
         let expected = trailer::decode(self.tail.get(padding..).unwrap_or(&[]), head.payload_len)
-            .map_err(|error| Error::damaged(&path, trailer_at, format!("copied segment: {error}")))?;
+            .map_err(|error| {
+            Error::damaged(&path, trailer_at, format!("copied segment: {error}"))
+        })?;
         if expected != blocks || crc != head.payload_crc {
             let block = expected.iter().zip(&blocks).position(|(a, b)| a != b).unwrap_or(0);
             let at = PAYLOAD_AT + block as u64 * trailer::BLOCK_BYTES;

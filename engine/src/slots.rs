@@ -200,9 +200,12 @@ impl SlotTable {
         Ok(OpenedTable { table, header })
     }
 
-    /// Bytes that dead objects take in the segment.
-    pub(crate) fn dead_bytes(&self) -> u64 {
-        self.entries().filter(|(_, entry)| entry.dead).map(|(_, entry)| record_bytes(&entry)).sum()
+    /// Bytes that all records take in the segment, and those of dead objects.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        self.entries().fold((0, 0), |(all, dead), (_, entry)| {
+            let bytes = record_bytes(&entry);
+            (all + bytes, if entry.dead { dead + bytes } else { dead })
+        })
     }
 }
 
@@ -290,7 +293,7 @@ mod tests {
         assert_eq!((sealed.slots(), opened.header.segment_len), (1000, 1 << 20));
         assert!(sealed.get(3).expect("there").dead);
         assert!(sealed.kill(4).is_some() && sealed.kill(4).is_none());
-        assert_eq!(sealed.dead_bytes(), 2 * 88);
+        assert_eq!(sealed.bytes(), (1000 * 88, 2 * 88));
         drop(sealed);
         let again = SlotTable::open(&volume, &segment, 2).expect("opens after a kill").table;
         assert!(again.get(4).expect("there").dead);

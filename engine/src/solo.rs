@@ -232,8 +232,7 @@ impl SoloFile {
                 written.map_err(|error| store.note_failure(folder, error))
             })
             .await?;
-        let segment =
-            Arc::new(Segment::new(header, folder, self.disk.clone(), content, end, true));
+        let segment = Arc::new(Segment::new(header, folder, self.disk.clone(), content, end, true));
         segment.add_unsettled(unsettled);
         self.complete = true;
         self.store.register(Arc::clone(&segment));

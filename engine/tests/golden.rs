@@ -37,10 +37,8 @@ fn read_object(store: &Arc<Store>, object: ObjectId) -> Option<Vec<u8>> {
 
 fn check(version: &str) {
     let dir = golden(version);
-    let folder = FolderOptions {
-        path: dir.path().to_owned(),
-        disk: Arc::new(reel_engine::disk::RealDisk),
-    };
+    let folder =
+        FolderOptions { path: dir.path().to_owned(), disk: Arc::new(reel_engine::disk::RealDisk) };
     let before = fsck(&folder, |_| {}).unwrap();
     assert_eq!((before.node, before.group, before.marked), (7, 3, 1));
     let derived = |kind| matches!(kind, FindingKind::Table | FindingKind::NoTable);
@@ -60,7 +58,10 @@ fn check(version: &str) {
     assert_eq!(read_object(&store, object(2, 0)).unwrap(), payload(100, 300_000));
     for index in 0..5u16 {
         let seed = u64::from(index) + 20;
-        assert_eq!(read_object(&store, object(3, index)).unwrap(), payload(seed, 37 * seed as usize));
+        assert_eq!(
+            read_object(&store, object(3, index)).unwrap(),
+            payload(seed, 37 * seed as usize)
+        );
     }
     drop((store, segment));
     drop(repair_tables(vec![dir.path().to_owned()]).unwrap());

@@ -19,9 +19,7 @@ use crate::gateway::{Gateway, GatewayShard, LastAnswers};
 use crate::replicate::run_followers;
 use crate::shard::{self, Stop};
 use crate::side::Side;
-use crate::storage::{
-    Acks, Epochs, Node, StorageShard, offer_again, repair_damaged, run_sweeps,
-};
+use crate::storage::{Acks, Epochs, Node, StorageShard, offer_again, repair_damaged, run_sweeps};
 
 /// Damaged objects that wait to be fetched from a peer; the next scrub finds those beyond again.
 const REPAIRS: usize = 1024;

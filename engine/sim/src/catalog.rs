@@ -19,8 +19,8 @@ pub struct Row {
 pub enum Outcome {
     /// It stands; the object that lost the name, if one did.
     Done(Option<ObjectId>),
-    /// What is there is newer.
-    Lost,
+    /// What is there is newer: that row.
+    Lost(Row),
 }
 
 /// The rows, and which of them are durable.
@@ -49,9 +49,10 @@ impl Catalog {
         if there == Some(row) {
             return Outcome::Done(None);
         }
-        if there.is_some_and(|there| there.version >= row.version) {
-            return Outcome::Lost;
+        if let Some(there) = there.filter(|there| there.version >= row.version) {
+            return Outcome::Lost(there);
         }
+        tracing::debug!(name, version = row.version.hlc, object = ?row.object.map(|o| o.to_string()), "row");
         self.rows.insert(name.to_owned(), row);
         self.log.push((name.to_owned(), row));
         Outcome::Done(there.and_then(|there| there.object))
@@ -69,12 +70,14 @@ impl Catalog {
 
     /// All commits so far are durable.
     pub fn barrier(&mut self) {
+        tracing::debug!("barrier");
         self.durable = self.rows.clone();
         self.log.clear();
     }
 
     /// The power fails: the last commits go.
     pub fn lose_power(&mut self, rng: &mut Rng) {
+        tracing::debug!(log = ?self.log.iter().map(|(name, _)| name).collect::<Vec<_>>(), "catalog loses power");
         let kept = rng.below(self.log.len() as u64 + 1) as usize;
         for (name, row) in self.log.drain(..).take(kept) {
             self.durable.insert(name, row);

@@ -126,11 +126,26 @@ impl Executor {
             id
         };
         let Some(mut task) = self.tasks.remove(&id) else { return };
-        let waker =
-            Waker::from(Arc::new(TaskWaker { task: id, shared: Arc::clone(&self.shared) }));
+        let waker = Waker::from(Arc::new(TaskWaker { task: id, shared: Arc::clone(&self.shared) }));
         match task.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(()) => {}
             Poll::Pending => drop(self.tasks.insert(id, task)),
+        }
+    }
+}
+
+impl Drop for Executor {
+    /// Tasks and calls hold the store, which holds the queue: they are let go one by one. What is
+    /// dropped may queue another call, which is dropped too.
+    fn drop(&mut self) {
+        loop {
+            let new = std::mem::take(&mut self.spawner.spawned.borrow_mut().new);
+            let tasks = std::mem::take(&mut self.tasks);
+            let calls = std::mem::take(&mut self.shared.lock().calls);
+            if new.is_empty() && tasks.is_empty() && calls.is_empty() {
+                return;
+            }
+            drop((new, tasks, calls));
         }
     }
 }

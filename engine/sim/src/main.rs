@@ -57,7 +57,9 @@ fn sabotage(name: &str) -> Result<Sabotage, String> {
     }
     let point = SyncPoint::ALL.into_iter().find(|point| format!("{point:?}") == name);
     let names = || SyncPoint::ALL.map(|point| format!("{point:?}")).join(", ");
-    point.map(Sabotage::Skip).ok_or_else(|| format!("no sync is called {name:?}; there are {}, NoBarrier", names()))
+    point
+        .map(Sabotage::Skip)
+        .ok_or_else(|| format!("no sync is called {name:?}; there are {}, NoBarrier", names()))
 }
 
 fn say(line: impl std::fmt::Display) {

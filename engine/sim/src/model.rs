@@ -138,7 +138,9 @@ impl Model {
             (Read::Here(found, true), _) if version.is_some_and(|version| version != found) => {
                 Err(format!("object {object} is {found:?}, was {version:?}"))
             }
-            (Read::Here(..), Some(Kill::Done)) => Err(format!("object {object} is back from the dead")),
+            (Read::Here(..), Some(Kill::Done)) => {
+                Err(format!("object {object} is back from the dead"))
+            }
             (Read::Here(..), _) | (Read::Gone, Some(_)) => Ok(()),
             (Read::Gone | Read::Failed(_), _) if self.is_flipped(object) => Ok(()),
             (Read::Gone, None) if version.is_some() => Err(format!("object {object} is lost")),

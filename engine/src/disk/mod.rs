@@ -49,7 +49,7 @@ pub enum SyncPoint {
     SealCut,
     /// A slot table before its rename. Spares a rebuild; nothing is lost without it.
     Table,
-    /// A slot table's entry. Spares a rebuild; nothing is lost without it.
+    /// A slot table's entry: dead marks are set in the new file, and the old one must not come back.
     TableEntry,
     /// Dead marks, before the tombstones that name them stop being replayed.
     DeadMarks,
@@ -59,9 +59,9 @@ pub enum SyncPoint {
     ForgottenEntry,
     /// A compacted segment, before it takes the old one's place.
     Compacted,
-    /// A compacted segment's table: it holds the dead marks set meanwhile.
+    /// A compacted segment's table. Spares a rebuild; nothing is lost without it.
     CompactedTable,
-    /// The new table's entry, before the segment that needs it takes its place.
+    /// The new table's entry, before the segment that needs it takes its place. Spares a rebuild.
     CompactedTableEntry,
     /// A compacted segment's entry, before tombstones of what it dropped may be dropped.
     CompactedEntry,
@@ -69,7 +69,7 @@ pub enum SyncPoint {
     Recovered,
     /// The superblock's bytes.
     Superblock,
-    /// The superblock's entry.
+    /// The superblock's entry. The next sync of its folder would do as well.
     SuperblockEntry,
     /// A new segment's header, and the space written ahead. Keeps later syncs cheap, and tells a
     /// damaged header from one that was never written; no crash loses anything without it.

@@ -136,9 +136,8 @@ impl RealFile {
     /// The one that bypasses the page cache, when there is one and the call suits it.
     fn descriptor(&self, bytes: &[u8], offset: u64) -> &File {
         let aligned = |n: u64| n.is_multiple_of(DIRECT_ALIGN as u64);
-        let suits = aligned(offset)
-            && aligned(bytes.len() as u64)
-            && aligned(bytes.as_ptr().addr() as u64);
+        let suits =
+            aligned(offset) && aligned(bytes.len() as u64) && aligned(bytes.as_ptr().addr() as u64);
         self.direct.as_ref().filter(|_| suits).unwrap_or(&self.file)
     }
 }

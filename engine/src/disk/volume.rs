@@ -97,7 +97,13 @@ impl Volume {
 
     /// Replaces `path` by a file with these bytes in one step: written beside it, synced, renamed,
     /// and the folder synced. After an error the old file is still whole.
-    pub fn replace(&self, path: &Path, bytes: &[u8], data: SyncPoint, entry: SyncPoint) -> Result<()> {
+    pub fn replace(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        data: SyncPoint,
+        entry: SyncPoint,
+    ) -> Result<()> {
         let beside = path.with_added_extension("new");
         self.remove_if_there(&beside)?;
         let file = self.create(&beside)?;

@@ -1,6 +1,8 @@
 //! The first page of every segment file.
 
-use super::{FORMAT, FORMAT_1, FormatError, HEADER_BYTES, bytes_at, put, u32_at, u64_at, version_of};
+use super::{
+    FORMAT, FORMAT_1, FormatError, HEADER_BYTES, bytes_at, put, u32_at, u64_at, version_of,
+};
 use crate::id::SegmentNumber;
 
 const MAGIC: [u8; 8] = *b"REELSEG\n";

@@ -1,6 +1,8 @@
 //! The slot table's header and entries: 16 bytes a slot, behind one header page.
 
-use super::{FORMAT, FORMAT_1, FormatError, HEADER_BYTES, bytes_at, put, u32_at, u64_at, version_of};
+use super::{
+    FORMAT, FORMAT_1, FormatError, HEADER_BYTES, bytes_at, put, u32_at, u64_at, version_of,
+};
 use crate::id::{ObjectId, SegmentNumber};
 
 const MAGIC: [u8; 8] = *b"REELIDX\n";
@@ -175,8 +177,13 @@ mod tests {
     #[test]
     fn a_tombstone_keeps_its_target_and_a_flipped_bit_of_a_mark_is_outvoted() {
         let entry = Entry {
-            state: SlotState::Tombstone, dead: true, offset: 4096, head_len: 80,
-            payload_len: 0, payload_crc: 0, target: Some(ObjectId::from_u64(0xdead_beef_0102)),
+            state: SlotState::Tombstone,
+            dead: true,
+            offset: 4096,
+            head_len: 80,
+            payload_len: 0,
+            payload_crc: 0,
+            target: Some(ObjectId::from_u64(0xdead_beef_0102)),
         };
         let (first, second) = entry.encode();
         assert_eq!(Entry::decode(first, second), Some(entry));

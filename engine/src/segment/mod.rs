@@ -86,10 +86,12 @@ impl Segment {
         durable: u64,
         sealed: bool,
     ) -> Self {
-        let dead_bytes = match &content {
-            Content::Packed { table, .. } => table.dead_bytes(),
-            Content::Solo { .. } => 0,
+        let (bytes, dead_bytes) = match &content {
+            Content::Packed { table, .. } => table.bytes(),
+            Content::Solo { .. } => (0, 0),
         };
+        let is_packed = header.kind == SegmentKind::Packed;
+        let has_holes = is_packed && sealed && HEADER_BYTES + bytes < durable;
         Self {
             header,
             folder,
@@ -102,7 +104,7 @@ impl Segment {
             settling: AtomicBool::new(false),
             dead_bytes: AtomicU64::new(dead_bytes),
             used: AtomicBool::new(true),
-            has_holes: AtomicBool::new(false),
+            has_holes: AtomicBool::new(has_holes),
             doubtful: AtomicBool::new(false),
         }
     }
@@ -325,7 +327,9 @@ impl Segment {
                 let fits = head.segment == self.number() && head.slot == slot;
                 fits.then_some(head).ok_or(FormatError::Field("head of another record"))
             })
-            .map_err(|error| Error::damaged(self.path(), offset, format!("slot {slot}: {error}")))?;
+            .map_err(|error| {
+                Error::damaged(self.path(), offset, format!("slot {slot}: {error}"))
+            })?;
         Ok(Some(head))
     }
 

@@ -16,10 +16,7 @@ pub(crate) enum Opened {
     /// It can be read.
     Ready(Segment),
     /// A packed segment whose slot table is missing or damaged.
-    NoTable {
-        header: SegmentHeader,
-        file: DiskFile,
-    },
+    NoTable { header: SegmentHeader, file: DiskFile },
 }
 
 /// Opens the sealed segment at `path`. Blocking. A damaged header page of a packed segment is made

@@ -159,7 +159,8 @@ impl Store {
     fn kill_all_pending(&self) -> Result<()> {
         let waiting: Vec<SegmentNumber> = self.pending_dead.lock().keys().copied().collect();
         for number in waiting.into_iter().filter(|number| self.is_reachable(*number)) {
-            let killed = self.segment_blocking(number).and_then(|segment| self.kill_pending(&segment));
+            let killed =
+                self.segment_blocking(number).and_then(|segment| self.kill_pending(&segment));
             match killed {
                 Ok(()) | Err(Error::NoSegment(_)) => {}
                 Err(_) if !self.is_reachable(number) => {}

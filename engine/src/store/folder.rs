@@ -73,7 +73,11 @@ impl Folder {
 
     /// Takes the folder for this process and reads its superblock. `instance`: what a new folder
     /// gets, so that all folders of a node have the same.
-    pub(crate) fn open(&self, options: &StoreOptions, instance: Option<u128>) -> Result<Superblock> {
+    pub(crate) fn open(
+        &self,
+        options: &StoreOptions,
+        instance: Option<u128>,
+    ) -> Result<Superblock> {
         self.volume.create_root(&self.path)?;
         let line = format!("node {}, process {}\n", options.node, std::process::id());
         if !self.is_open() {
@@ -87,7 +91,8 @@ impl Folder {
 
     /// Makes a subfolder (and its parents) where it is missing; durable when this returns.
     pub(crate) fn ensure_dir(&self, path: &Path) -> Result<()> {
-        if path == self.path || !path.starts_with(&self.path) || self.durable.lock().contains(path) {
+        if path == self.path || !path.starts_with(&self.path) || self.durable.lock().contains(path)
+        {
             return Ok(());
         }
         let parent = path.parent().unwrap_or(&self.path);
@@ -298,11 +303,7 @@ pub(crate) fn list_and_tidy(volume: &Volume, dir: &Path) -> Result<Vec<SegmentNu
     Ok(found)
 }
 
-fn each_file(
-    volume: &Volume,
-    dir: &Path,
-    mut take: impl FnMut(&Path) -> Result<()>,
-) -> Result<()> {
+fn each_file(volume: &Volume, dir: &Path, mut take: impl FnMut(&Path) -> Result<()>) -> Result<()> {
     for outer in hex_folders(volume, dir)? {
         for inner in hex_folders(volume, &outer)? {
             for listed in volume.list(&inner)? {

@@ -35,7 +35,11 @@ impl Handles {
 
     /// [`Handles::get`] without taking the segment along.
     #[inline]
-    pub(crate) fn with<T>(&self, number: SegmentNumber, use_it: impl FnOnce(&Segment) -> T) -> Option<T> {
+    pub(crate) fn with<T>(
+        &self,
+        number: SegmentNumber,
+        use_it: impl FnOnce(&Segment) -> T,
+    ) -> Option<T> {
         let open = self.open.read();
         let segment = open.get(&number)?;
         segment.touch(false);

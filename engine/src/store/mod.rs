@@ -27,11 +27,11 @@ use crate::segment::{self, Located, Segment};
 use crate::signal::Signal;
 use crate::slots::SlotTable;
 
-pub use folder::{FolderOptions, FolderState};
-pub(crate) use folder::{Folder, list_segments};
-use folder::list_and_tidy;
-use handles::Handles;
 use dead::{Deferred, Unsynced};
+use folder::list_and_tidy;
+pub(crate) use folder::{Folder, list_segments};
+pub use folder::{FolderOptions, FolderState};
+use handles::Handles;
 
 /// Gives the next segment number from the leases in hand; `None` when there is none.
 pub type NumberSource = Arc<dyn Fn() -> Option<SegmentNumber> + Send + Sync>;
@@ -110,6 +110,8 @@ pub struct Recovery {
     pub holes: usize,
     /// Segments that hold records but whose header is damaged: left as they are.
     pub damaged: Vec<SegmentNumber>,
+    /// Segments whose table was damaged: their dead marks were found again from all tombstones.
+    pub marks_lost: Vec<SegmentNumber>,
 }
 
 /// What a segment is, for whoever wants to copy it.
@@ -432,7 +434,12 @@ impl Store {
     /// Numbers above `after`, in order, at most `limit`.
     pub fn list(&self, after: Option<SegmentNumber>, limit: usize) -> Vec<SegmentNumber> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.known.read().range((from, Bound::Unbounded)).map(|(number, _)| *number).take(limit).collect()
+        self.known
+            .read()
+            .range((from, Bound::Unbounded))
+            .map(|(number, _)| *number)
+            .take(limit)
+            .collect()
     }
 
     /// Whether the folders have (at least the beginning of) a segment.
@@ -559,5 +566,4 @@ impl Store {
     pub(crate) fn volume(&self, index: u16) -> &Volume {
         &self.folder(index).volume
     }
-
 }

@@ -78,6 +78,23 @@ impl Store {
         Ok(Segment::new(header, folder, file, content, opened.header.segment_len, true))
     }
 
+    /// Marks again what tombstones anywhere name in these segments, which are open. Reads all tables.
+    pub(crate) fn restore_marks(&self, lost: &[SegmentNumber]) {
+        if lost.is_empty() {
+            return;
+        }
+        let numbers: Vec<SegmentNumber> = self.known.read().keys().copied().collect();
+        for number in numbers {
+            for target in self.targets_of(number, None) {
+                if lost.contains(&target.segment())
+                    && let Err(error) = self.kill(target)
+                {
+                    tracing::error!(object = %target, %error, "dead object not marked");
+                }
+            }
+        }
+    }
+
     fn scan(&self, folder: u16, header: SegmentHeader, file: &DiskFile) -> Result<Rebuilt> {
         let (table, scan) = scan_packed(file, &header, file.len()?, Trust::Sealed)
             .map_err(|error| self.note_failure(folder, error))?;

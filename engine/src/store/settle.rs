@@ -41,7 +41,11 @@ impl Store {
         self.write_table(segment, (SyncPoint::Table, SyncPoint::TableEntry))
     }
 
-    pub(super) fn write_table(&self, segment: &Segment, points: (SyncPoint, SyncPoint)) -> Result<()> {
+    pub(super) fn write_table(
+        &self,
+        segment: &Segment,
+        points: (SyncPoint, SyncPoint),
+    ) -> Result<()> {
         let Some(table) = segment.table() else { return Ok(()) };
         let volume = self.volume(segment.folder());
         table.write(volume, segment.path(), segment.header(), segment.durable(), points)
@@ -66,7 +70,8 @@ impl Store {
                 return self.segment_blocking(number).map(drop);
             }
         };
-        let (length, points) = (opened.header.segment_len, (SyncPoint::DeadMarks, SyncPoint::TableEntry));
+        let (length, points) =
+            (opened.header.segment_len, (SyncPoint::DeadMarks, SyncPoint::TableEntry));
         let written = opened.table.write(volume, path, &header, length, points);
         written.map_err(|error| self.note_failure(index, error))?;
         let opened = open_table(volume, path, &header)?;
@@ -179,9 +184,11 @@ impl Store {
         let was_there = folder.volume.remove_if_there(&path)?;
         folder.volume.remove_if_there(&table_path(&path, generation))?;
         if self.is_marked(number) {
-            // Without a marker half an upload would look like a segment.
-            if was_there {
-                folder.volume.sync_dir(&parent, SyncPoint::ForgottenEntry)?;
+            // Without a marker half an upload would look like a segment. Also when it is not there any
+            // more: an earlier life may have unlinked it without a sync.
+            match folder.volume.sync_dir(&parent, SyncPoint::ForgottenEntry) {
+                Err(error) if !error.is_missing() => return Err(error),
+                _ => {}
             }
             return self.unmark(number, index);
         }
@@ -221,7 +228,9 @@ impl Store {
     /// Notes a segment that is worth compacting.
     pub(crate) fn consider(&self, segment: &Segment) {
         let dead = segment.dead_bytes();
-        if dead > 0 && dead * 100 >= segment.durable() * self.options.compact_dead_percent {
+        let worth = segment.has_holes() && segment.is_sealed();
+        if worth || dead > 0 && dead * 100 >= segment.durable() * self.options.compact_dead_percent
+        {
             self.candidates.lock().insert(segment.number());
         }
     }

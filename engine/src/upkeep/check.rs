@@ -331,7 +331,8 @@ impl Check<'_> {
             let (first, second) = (word(0), word(8));
             if first != 0 && mark_is_damaged(first) {
                 let at = (ENTRIES_AT + slot * ENTRY_BYTES) as u64;
-                let what = format!("dead mark {:#04x} is neither set nor clear", (first & DEAD) >> 56);
+                let what =
+                    format!("dead mark {:#04x} is neither set nor clear", (first & DEAD) >> 56);
                 self.find_in(path.clone(), FindingKind::Table, Some(slot as u16), None, at, what);
             }
             entries.extend(Entry::decode(first, second).map(|entry| (slot as u16, entry)));
@@ -350,13 +351,11 @@ impl Check<'_> {
             return Ok(());
         }
         // Without a header the generation is found by trying.
-        let generations = header.map_or(0..8, |header| {
-            header.generation..header.generation.saturating_add(1)
-        });
+        let generations =
+            header.map_or(0..8, |header| header.generation..header.generation.saturating_add(1));
         let mut table = None;
         for generation in generations {
-            if header.is_some()
-                || self.volume.open_read(&table_path(self.path, generation)).is_ok()
+            if header.is_some() || self.volume.open_read(&table_path(self.path, generation)).is_ok()
             {
                 table = self.table(generation)?;
                 break;
@@ -421,7 +420,12 @@ impl Check<'_> {
             self.pace();
         }
         if at != segment_len {
-            self.find(FindingKind::Record, None, at, format!("{} bytes without a record", segment_len.saturating_sub(at)));
+            self.find(
+                FindingKind::Record,
+                None,
+                at,
+                format!("{} bytes without a record", segment_len.saturating_sub(at)),
+            );
         }
         if size != segment_len {
             let what = format!("the file has {size} bytes, its table says {segment_len}");
@@ -447,7 +451,13 @@ impl Check<'_> {
                 self.find_object(FindingKind::Record, slot, entry.dead, entry.offset, what);
             }
             Err(error) => {
-                self.find_object(FindingKind::Record, slot, entry.dead, entry.offset, error.to_string());
+                self.find_object(
+                    FindingKind::Record,
+                    slot,
+                    entry.dead,
+                    entry.offset,
+                    error.to_string(),
+                );
             }
         }
         let payload_at = entry.offset + u64::from(entry.head_len);
@@ -485,4 +495,3 @@ impl Check<'_> {
         Ok(())
     }
 }
-

@@ -186,7 +186,9 @@ impl Compaction {
                 }
                 _ => Fate::Here,
             },
-            Err(Error::NoSegment(_)) if self.store.folders.iter().any(crate::store::Folder::is_failed) => {
+            Err(Error::NoSegment(_))
+                if self.store.folders.iter().any(crate::store::Folder::is_failed) =>
+            {
                 Fate::Here
             }
             Err(Error::NoSegment(_)) => Fate::Unknown,

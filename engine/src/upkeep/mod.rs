@@ -188,7 +188,9 @@ impl Worker {
             let started = Instant::now();
             match self.store.segment_blocking(number) {
                 Ok(_) | Err(Error::NoSegment(_)) => {}
-                Err(error) => tracing::error!(segment = %number, %error, "segment cannot be opened"),
+                Err(error) => {
+                    tracing::error!(segment = %number, %error, "segment cannot be opened")
+                }
             }
             self.rest(started.elapsed())
         })
@@ -253,8 +255,11 @@ impl Worker {
             go_on
         });
         tracing::info!(
-            segments = total.segments, objects = total.objects, bytes = total.bytes,
-            milliseconds = started.elapsed().as_millis() as u64, "scrub done"
+            segments = total.segments,
+            objects = total.objects,
+            bytes = total.bytes,
+            milliseconds = started.elapsed().as_millis() as u64,
+            "scrub done"
         );
         done
     }
@@ -273,4 +278,3 @@ impl Worker {
         }
     }
 }
-

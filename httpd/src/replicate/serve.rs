@@ -127,7 +127,8 @@ impl StorageShard {
             Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
         let header = segment.header();
-        let same = |key, ours| number_of(request, key).is_none_or(|theirs| theirs == u64::from(ours));
+        let same =
+            |key, ours| number_of(request, key).is_none_or(|theirs| theirs == u64::from(ours));
         if !same("generation", header.generation) || !same("salt", header.salt) {
             let error = Error::OtherGeneration(segment.number());
             return self.answers.refuse(conn, request, error.into()).await;

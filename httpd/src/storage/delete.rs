@@ -114,6 +114,28 @@ impl StorageShard {
         });
     }
 
+    /// An object lost its name to what the catalog holds at `winner`: `by`, or a delete. A delete's
+    /// version is said once more: its row may be lost with the power (SQLite), and its own tombstone
+    /// may never have been written.
+    pub(super) fn bury_loser(
+        self: &Rc<Self>,
+        object: ObjectId,
+        (user, name): (&str, &str),
+        (winner, by): (Version, Option<u64>),
+    ) {
+        if by.is_some() {
+            return self.bury(object, user, name);
+        }
+        let (shard, user, name) = (Rc::clone(self), user.to_owned(), name.to_owned());
+        monoio::spawn(async move {
+            if let Err(error) =
+                shard.write_tombstone(RecordKind::Delete, object, &user, &name, winner).await
+            {
+                tracing::warn!(%object, %error, "no tombstone written; the sweep finds the object");
+            }
+        });
+    }
+
     /// Applies a write whose outcome matters until the catalog says what it was.
     pub(super) async fn apply_until_known(self: &Rc<Self>, write: Write, object: ObjectId) {
         let (user, name) = match &write {
@@ -130,9 +152,10 @@ impl StorageShard {
                         Outcome::Done { previous: Some(previous), .. } => {
                             self.bury(ObjectId::from_u64(previous), &user, &name);
                         }
-                        Outcome::Lost { object: winner, .. } if winner != Some(object.as_u64()) => {
+                        Outcome::Lost { object: by, winner } if by != Some(object.as_u64()) => {
                             if matches!(write, Write::Put { .. }) {
-                                self.bury(object, &user, &name);
+                                let winner = (version_of(winner), by);
+                                self.bury_loser(object, (&user, &name), winner);
                             }
                         }
                         Outcome::Exists => self.bury(object, &user, &name),

@@ -26,8 +26,8 @@ use reel_engine::{Segment, SegmentNumber, Store, Writer};
 
 pub(crate) use acks::Acks;
 pub(crate) use names::Epochs;
-pub use offer::offer_of;
 pub(crate) use offer::offer_again;
+pub use offer::offer_of;
 pub(crate) use repair::repair_damaged;
 pub(crate) use sweep::run_sweeps;
 pub use sweep::{Verdict, judge};

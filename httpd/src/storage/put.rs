@@ -343,9 +343,10 @@ impl StorageShard {
                 self.wait_for_acks(&stored).await?;
                 Ok(Entered::Done { created: previous.is_none(), uploaded: uploaded(&row) })
             }
-            Ok(Outcome::Lost { winner, .. }) => {
+            Ok(Outcome::Lost { winner, object: by }) => {
                 self.node.store.settled(&stored.segment);
-                self.bury(object, &upload.user, &upload.name);
+                let names = (upload.user.as_str(), upload.name.as_str());
+                self.bury_loser(object, names, (version_of(winner), by));
                 Ok(Entered::Newer(version_of(winner)))
             }
             Ok(Outcome::Exists | Outcome::NotFound) => {

@@ -13,7 +13,7 @@ use reel_engine::format::record::{RecordHead, RecordKind};
 use reel_engine::{Error, ObjectId, SegmentNumber};
 
 use super::StorageShard;
-use super::put::stamp_of;
+use super::put::{stamp_of, version_of};
 
 /// Records, or rows, compared at a time.
 const BATCH: usize = 128;
@@ -85,8 +85,11 @@ pub(crate) async fn run_sweeps(shard: Rc<StorageShard>) {
         metrics::counter!("reel_sweep_buried_total").increment(swept.buried as u64);
         metrics::gauge!("reel_sweep_missing_objects").set(swept.missing as f64);
         tracing::info!(
-            objects = swept.objects, buried = swept.buried, rows = swept.rows,
-            missing = swept.missing, milliseconds = started.elapsed().as_millis() as u64,
+            objects = swept.objects,
+            buried = swept.buried,
+            rows = swept.rows,
+            missing = swept.missing,
+            milliseconds = started.elapsed().as_millis() as u64,
             "sweep done"
         );
     }
@@ -141,7 +144,7 @@ impl StorageShard {
         let grace = self.node.config.upkeep.orphan_grace.0.as_millis() as u64;
         let slots = segment.slots();
         let (mut living, mut nameless) = (0, 0);
-        let mut orphans: Vec<(ObjectId, RecordHead)> = Vec::new();
+        let mut orphans: Vec<(ObjectId, RecordHead, Option<Row>)> = Vec::new();
         for from in (0..slots).step_by(BATCH) {
             let began = Instant::now();
             let reader = Arc::clone(&segment);
@@ -161,12 +164,12 @@ impl StorageShard {
             let rows = self.node.catalog.rows_of(names).await?;
             living += objects.len();
             let now = self.node.store.clock().now_ms();
-            for (head, row) in objects.into_iter().zip(&rows) {
+            for (head, row) in objects.into_iter().zip(rows) {
                 let object = number.object(head.slot);
                 let verdict = judge(&head, object, row.as_ref());
                 nameless += usize::from(verdict == Verdict::NoRow);
                 if verdict != Verdict::Named && head.modified_ms.saturating_add(grace) < now {
-                    orphans.push((object, head));
+                    orphans.push((object, head, row));
                 }
             }
             self.rest(began.elapsed()).await;
@@ -180,9 +183,16 @@ impl StorageShard {
             return Ok(());
         }
         swept.buried += orphans.len();
-        for (object, head) in orphans {
+        for (object, head, row) in orphans {
             tracing::info!(%object, user = head.user, name = head.name, "no row names it: buried");
-            self.bury(object, &head.user, &head.name);
+            match row {
+                Some(row) => {
+                    let by = (!row.is_mark()).then_some(row.object);
+                    let names = (head.user.as_str(), head.name.as_str());
+                    self.bury_loser(object, names, (version_of(row.stamp), by));
+                }
+                None => self.bury(object, &head.user, &head.name),
+            }
         }
         Ok(())
     }
@@ -230,8 +240,7 @@ impl StorageShard {
     async fn peer_with(&self, object: ObjectId) -> Option<std::net::SocketAddr> {
         for address in self.peer_addresses() {
             let head = format!("HEAD /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-            if let Ok(response) =
-                self.upstreams.request(address, head.as_bytes(), &[], true).await
+            if let Ok(response) = self.upstreams.request(address, head.as_bytes(), &[], true).await
             {
                 let found = response.status == 200;
                 self.upstreams.give_back(response);

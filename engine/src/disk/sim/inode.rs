@@ -127,12 +127,14 @@ impl Inode {
     pub(super) fn fail_sync(&mut self, rng: &mut Rng) {
         self.absorb();
         let share = rng.below(10_001) as u32;
-        self.keep_some(rng, share);
+        self.keep_some(rng, |_| share);
     }
 
-    fn keep_some(&mut self, rng: &mut Rng, share: u32) -> Torn {
+    /// Makes some of what is pending durable; `share` chooses how much of each change.
+    fn keep_some(&mut self, rng: &mut Rng, mut share: impl FnMut(&mut Rng) -> u32) -> Torn {
         let mut torn = Torn::default();
         for change in std::mem::take(&mut self.pending) {
+            let share = share(rng);
             match &change {
                 Change::Length(_) if rng.chance(share) => apply(&change, &mut self.durable),
                 Change::Length(_) => {}
@@ -160,15 +162,28 @@ impl Inode {
     /// not as chance has it; the length may also be ahead of the contents.
     pub(super) fn crash(&mut self, rng: &mut Rng) -> Torn {
         self.absorb();
-        let share = match rng.below(4) {
-            0 => 0,
-            1 => 10_000,
-            _ => rng.below(10_001) as u32,
-        };
-        if !self.pending.is_empty() && rng.chance(2_000) && self.durable.len() < self.current.len() {
+        if !self.pending.is_empty() && rng.chance(2_000) && self.durable.len() < self.current.len()
+        {
             self.durable.resize(self.current.len(), 0);
         }
-        let torn = self.keep_some(rng, share);
+        tracing::trace!(pending = self.pending.len(), "crash");
+        // Whole writes are kept or lost, or single sectors of them; or one write is lost, of all.
+        let way = rng.below(6);
+        let odd = rng.below(self.pending.len() as u64 + 1);
+        let mut at = 0;
+        let torn = self.keep_some(rng, |rng| match way {
+            0 => 0,
+            1 => 10_000,
+            2 | 3 => {
+                at += 1;
+                if at == odd { 0 } else { 10_000 }
+            }
+            _ => match rng.below(3) {
+                0 => 0,
+                1 => 10_000,
+                _ => rng.below(10_001) as u32,
+            },
+        });
         self.current.clone_from(&self.durable);
         self.map = None;
         torn
@@ -182,7 +197,7 @@ impl Inode {
 
     /// Flips one bit that lies on the disk, unnoticed.
     pub(super) fn flip(&mut self, bit: usize) {
-        self.absorb();
+        self.sync();
         for image in [&mut self.current, &mut self.durable] {
             if let Some(byte) = image.get_mut(bit / 8) {
                 *byte ^= 1 << (bit % 8);

@@ -104,6 +104,8 @@ struct State {
     now_ms: u64,
     /// Calls until the crash.
     fuse: Option<u64>,
+    /// The sync at which it crashes, after so many more of its kind.
+    fuse_at: Option<(SyncPoint, u64)>,
     dead: bool,
     /// Handles of an earlier life do nothing.
     life: u64,
@@ -148,6 +150,25 @@ impl State {
                 Ok(false)
             }
             None => Ok(false),
+        }
+    }
+
+    /// Whether the process dies with this sync.
+    fn dies_at(&mut self, point: SyncPoint) -> bool {
+        match &mut self.fuse_at {
+            Some((at, 0)) if *at == point => {
+                self.fuse_at = None;
+                self.dead = self.rng.chance(5_000);
+                if !self.dead {
+                    self.fuse = Some(self.rng.below(5));
+                }
+                self.dead
+            }
+            Some((at, left)) if *at == point => {
+                *left -= 1;
+                false
+            }
+            _ => false,
         }
     }
 
@@ -199,6 +220,7 @@ impl SimDisk {
             next: 1,
             now_ms: 1_700_000_000_000,
             fuse: None,
+            fuse_at: None,
             dead: false,
             life: 0,
             faults: Faults::default(),
@@ -215,6 +237,12 @@ impl SimDisk {
         self.state.lock().fuse = Some(calls);
     }
 
+    /// The process dies when it asks for a sync of this kind, after so many more: just before the
+    /// sync, or a few calls behind it.
+    pub fn crash_at(&self, point: SyncPoint, syncs: u64) {
+        self.state.lock().fuse_at = Some((point, syncs));
+    }
+
     /// Whether it has died.
     pub fn is_dead(&self) -> bool {
         self.state.lock().dead
@@ -226,6 +254,7 @@ impl SimDisk {
         state.life += 1;
         state.dead = false;
         state.fuse = None;
+        state.fuse_at = None;
         // A restart takes its time.
         state.now_ms += 1_000;
         if power {
@@ -399,6 +428,9 @@ impl Disk for SimDisk {
         let last = state.call(self.life, path)?;
         state.counts.syncs += 1;
         tracing::trace!(path = %path.display(), ?point, last, "sync_dir");
+        if state.dies_at(point) {
+            return Err(eio());
+        }
         if state.skip == Some(point) || last {
             return Ok(());
         }
@@ -537,6 +569,9 @@ impl RawFile for SimFile {
         self.call(|state, at, last| {
             state.counts.syncs += 1;
             tracing::trace!(inode = at, ?point, "sync");
+            if state.dies_at(point) {
+                return Err(eio());
+            }
             if state.skip == Some(point) {
                 return Ok(());
             }
