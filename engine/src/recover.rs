@@ -193,7 +193,7 @@ fn scan_marked(
                 scan.end = scan.end.max(entry.offset + crate::slots::record_bytes(&entry));
             }
             if entry.dead {
-                table.kill(slot);
+                table.kill(slot)?;
             }
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::disk::{Map, SyncPoint, Volume};
+use crate::disk::{DiskFile, Map, SyncPoint, Volume};
 use crate::error::{Error, Result};
 use crate::format::align;
 use crate::format::segment_header::SegmentHeader;
@@ -34,6 +34,9 @@ pub enum SlotTable {
 pub struct MappedTable {
     map: Map,
     slots: usize,
+    /// Marks are written through it, not through the mapping: an error of the disk is an error here,
+    /// and a signal there.
+    file: DiskFile,
 }
 
 impl MappedTable {
@@ -108,10 +111,26 @@ impl SlotTable {
     /// Marks the object in `slot` dead; the entry when it was alive before. The mark survives a crash
     /// of the process, and a power loss once the store has synced it, which it does before the
     /// tombstone that names the object stops being replayed.
-    pub fn kill(&self, slot: u16) -> Option<Entry> {
-        let before = self.get(slot)?;
-        let previous = self.words()[slot as usize * WORDS].fetch_or(DEAD, Ordering::AcqRel);
-        (!before.dead && (previous & DEAD).count_ones() <= 4).then_some(before)
+    ///
+    /// # Errors
+    /// I/O errors of a sealed table's file; the object is not marked then.
+    pub fn kill(&self, slot: u16) -> Result<Option<Entry>> {
+        let Some(entry) = self.get(slot) else { return Ok(None) };
+        if entry.dead {
+            return Ok(None);
+        }
+        match self {
+            Self::Active(words) => {
+                let before = words[slot as usize * WORDS].fetch_or(DEAD, Ordering::AcqRel);
+                Ok((before & DEAD == 0).then_some(entry))
+            }
+            Self::Sealed(table) => {
+                const MARK_AT: u64 = 7;
+                let at = (ENTRIES_AT + slot as usize * ENTRY_BYTES) as u64 + MARK_AT;
+                table.file.write_all_at(&[0xff], at)?;
+                Ok(Some(entry))
+            }
+        }
     }
 
     /// Slots up to the last that is not empty.
@@ -196,7 +215,7 @@ impl SlotTable {
                 Map::copied(&page)
             }
         };
-        let table = Self::Sealed(MappedTable { map, slots });
+        let table = Self::Sealed(MappedTable { map, slots, file });
         Ok(OpenedTable { table, header })
     }
 
@@ -286,13 +305,14 @@ mod tests {
         for slot in 0..1000u16 {
             table.publish(slot, &entry(4096 + u64::from(slot) * 128));
         }
-        assert!(table.kill(3).is_some());
+        assert!(table.kill(3).expect("in memory").is_some());
         let volume = write(&table, &segment, 1 << 20);
         let opened = SlotTable::open(&volume, &segment, 2).expect("opens");
         let sealed = opened.table;
         assert_eq!((sealed.slots(), opened.header.segment_len), (1000, 1 << 20));
         assert!(sealed.get(3).expect("there").dead);
-        assert!(sealed.kill(4).is_some() && sealed.kill(4).is_none());
+        assert!(sealed.kill(4).expect("written").is_some());
+        assert!(sealed.kill(4).expect("again").is_none());
         assert_eq!(sealed.bytes(), (1000 * 88, 2 * 88));
         drop(sealed);
         let again = SlotTable::open(&volume, &segment, 2).expect("opens after a kill").table;

@@ -149,12 +149,13 @@ impl Segment {
     }
 
     /// Marks the object in `slot` of a packed segment dead; true when it was alive.
-    pub(crate) fn kill(&self, slot: u16) -> bool {
-        let killed = self.table().and_then(|table| table.kill(slot));
+    pub(crate) fn kill(&self, slot: u16) -> Result<bool> {
+        let Some(table) = self.table() else { return Ok(false) };
+        let killed = table.kill(slot)?;
         if let Some(entry) = &killed {
             self.dead_bytes.fetch_add(record_bytes(entry), Ordering::Relaxed);
         }
-        killed.is_some()
+        Ok(killed.is_some())
     }
 
     pub(crate) fn is_doubtful(&self) -> bool {

@@ -64,7 +64,7 @@ impl Store {
         if segment.is_solo() {
             return self.kill_solo(&segment).map(|()| true);
         }
-        Ok(self.kill_in(&segment, object.slot()))
+        self.kill_in(&segment, object.slot())
     }
 
     fn kill_solo(&self, segment: &Segment) -> Result<()> {
@@ -72,27 +72,32 @@ impl Store {
         self.remove(number).inspect_err(|_| self.note_pending(number.object(0)))
     }
 
-    fn kill_in(&self, segment: &Segment, slot: u16) -> bool {
+    /// Marks a slot; what cannot be marked stays pending.
+    fn kill_in(&self, segment: &Segment, slot: u16) -> Result<bool> {
+        let number = segment.number();
+        self.try_kill_in(segment, slot).map_err(|error| {
+            self.note_pending(number.object(slot));
+            self.note_failure(segment.folder(), error)
+        })
+    }
+
+    fn try_kill_in(&self, segment: &Segment, slot: u16) -> Result<bool> {
         let _marks = self.switching.read_recursive();
         let number = segment.number();
         self.note_unsynced(number, slot);
-        let mut killed = segment.kill(slot);
+        let mut killed = segment.kill(slot)?;
         if segment.is_retired() {
             // Perhaps it was replaced meanwhile: mark the one that took over too.
-            match self.segment_blocking(number) {
-                Ok(now) => {
-                    killed |= now.kill(slot);
-                    self.consider(&now);
-                }
-                Err(_) => self.note_pending(number.object(slot)),
-            }
+            let now = self.segment_blocking(number)?;
+            killed |= now.kill(slot)?;
+            self.consider(&now);
         }
         if segment.table().is_some_and(|table| table.get(slot).is_none()) && !segment.is_sealed() {
             // A copy that has not got there yet.
             self.note_pending(number.object(slot));
         }
         self.consider(segment);
-        killed
+        Ok(killed)
     }
 
     pub(super) fn note_unsynced(&self, number: SegmentNumber, slot: u16) {
@@ -148,10 +153,12 @@ impl Store {
         if segment.is_solo() {
             return self.kill_solo(segment);
         }
+        let mut result = Ok(());
         for slot in slots {
-            self.kill_in(segment, slot);
+            // One that fails is pending again.
+            result = result.and(self.kill_in(segment, slot).map(drop));
         }
-        Ok(())
+        result
     }
 
     /// Opens every segment here in which something is known to be dead, so that it is marked. What

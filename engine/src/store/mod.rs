@@ -405,7 +405,11 @@ impl Store {
             self.handles.remove(number);
             return Err(Error::NoSegment(number));
         }
-        self.kill_pending(&segment)?;
+        match self.kill_pending(&segment) {
+            // A disk that has become read-only is still read; what is dead stays pending.
+            Err(error) if error.is_disk() => {}
+            killed => killed?,
+        }
         if segment.is_solo() && !self.has(number) {
             return Err(Error::NoSegment(number));
         }

@@ -63,7 +63,7 @@ impl Store {
         }
         for (number, rebuilt) in &rebuilt {
             for slot in dead.get(number).into_iter().flatten() {
-                rebuilt.table.kill(*slot);
+                rebuilt.table.kill(*slot)?;
             }
             let points = (SyncPoint::Table, SyncPoint::TableEntry);
             let volume = self.volume(rebuilt.folder);

@@ -120,7 +120,7 @@ impl Store {
             // From here on a kill goes to the mapped table; one that came in between is carried over.
             self.register(Arc::clone(&mapped));
             for (slot, entry) in table.entries() {
-                if entry.dead && mapped.kill(slot) {
+                if entry.dead && mapped.kill(slot)? {
                     self.note_unsynced(number, slot);
                 }
             }

@@ -264,7 +264,7 @@ impl Store {
         let marks = open_table(volume, &path, old.header())?.table;
         for (slot, _) in table.entries() {
             if marks.get(slot).is_some_and(|entry| entry.dead) {
-                table.kill(slot);
+                table.kill(slot)?;
             }
         }
         let points = (SyncPoint::CompactedTable, SyncPoint::CompactedTableEntry);

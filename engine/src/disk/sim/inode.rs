@@ -96,6 +96,12 @@ impl Inode {
     pub(super) fn write(&mut self, bytes: &[u8], offset: usize) {
         self.absorb();
         self.change(Change::Write { offset, bytes: bytes.to_vec() });
+        // A mapping shows what is written.
+        let Some(words) = &self.map else { return };
+        for at in offset / 8..(offset + bytes.len()).div_ceil(8).min(words.len()) {
+            let word = self.current[at * 8..at * 8 + 8].try_into().map_or(0, u64::from_le_bytes);
+            words[at].store(word, Ordering::Release);
+        }
     }
 
     pub(super) fn set_len(&mut self, bytes: usize) {
