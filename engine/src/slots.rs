@@ -116,9 +116,6 @@ impl SlotTable {
     /// I/O errors of a sealed table's file; the object is not marked then.
     pub fn kill(&self, slot: u16) -> Result<Option<Entry>> {
         let Some(entry) = self.get(slot) else { return Ok(None) };
-        if entry.dead {
-            return Ok(None);
-        }
         match self {
             Self::Active(words) => {
                 let before = words[slot as usize * WORDS].fetch_or(DEAD, Ordering::AcqRel);
@@ -127,8 +124,10 @@ impl SlotTable {
             Self::Sealed(table) => {
                 const MARK_AT: u64 = 7;
                 let at = (ENTRIES_AT + slot as usize * ENTRY_BYTES) as u64 + MARK_AT;
+                // Also when it is set already: what an earlier life wrote and could not sync looks set,
+                // and would not be written again.
                 table.file.write_all_at(&[0xff], at)?;
-                Ok(Some(entry))
+                Ok((!entry.dead).then_some(entry))
             }
         }
     }

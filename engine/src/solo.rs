@@ -32,7 +32,7 @@ pub const PAYLOAD_AT: u64 = HEADER_BYTES + MAX_HEAD as u64;
 pub const WRITES: usize = 3;
 /// Memory of one upload in bytes: the pieces in flight and the one being filled.
 pub const UPLOAD_BYTES: u64 = (WRITES as u64 + 1) * PIECE_BYTES as u64;
-/// Space is reserved in steps of so many bytes.
+/// Space is reserved in steps of at most so many bytes.
 const ALLOCATE_STEP: u64 = 64 << 20;
 
 /// CRCs of a payload that comes in pieces: one a block, and one over all.
@@ -134,19 +134,30 @@ impl SoloFile {
         if wanted <= self.allocated {
             return Ok(());
         }
-        // A small one takes what it needs, a large one steps.
-        let step = if self.allocated == 0 { 2 * PIECE_BYTES as u64 } else { ALLOCATE_STEP };
-        let to = self.allocated + step;
+        // Twice as much each time; where that does not fit any more, only what is needed now.
+        let double = self.allocated.clamp(2 * PIECE_BYTES as u64, ALLOCATE_STEP);
+        let steps = [self.allocated + double, wanted];
         let (store, disk, folder) = (Arc::clone(&self.store), self.disk.clone(), self.folder);
-        self.store
+        let allocated = self.allocated;
+        self.allocated = self
+            .store
             .pool()
             .run(move || {
-                store.has_room(0)?;
-                store.folder(folder).take_space(step);
-                disk.allocate(to).map_err(|error| store.note_failure(folder, error))
+                let reserve = store.options.reserve_bytes;
+                let mut result = Err(Error::NoSpace { path: disk.path().to_owned() });
+                for to in steps {
+                    if store.folder(folder).free() < (to - allocated).saturating_add(reserve) {
+                        continue;
+                    }
+                    result = disk.allocate(to).map(|()| to);
+                    if result.is_ok() {
+                        store.folder(folder).take_space(to - allocated);
+                        break;
+                    }
+                }
+                result.map_err(|error| store.note_failure(folder, error))
             })
             .await?;
-        self.allocated = to;
         Ok(())
     }
 

@@ -81,7 +81,8 @@ fn make(dir: &Path) -> (BTreeMap<ObjectId, Bytes>, Vec<ObjectId>) {
             let mut piece = solo.piece();
             piece.fill(&bytes);
             solo.write(piece).await.unwrap();
-            let (stored, _) = solo.finish(draft(&store, "large", None, Bytes::new())).await.unwrap();
+            let (stored, _) =
+                solo.finish(draft(&store, "large", None, Bytes::new())).await.unwrap();
             store.settled(&stored.segment);
             objects.insert(stored.object, bytes);
         }
@@ -171,8 +172,7 @@ fn every_flipped_bit_is_found_and_no_wrong_byte_is_given_out() {
                 };
                 if segment.is_solo() {
                     let range = 0..located.length;
-                    let checked =
-                        read::ensure_checked(&store, &segment, 0, &located, range).await;
+                    let checked = read::ensure_checked(&store, &segment, 0, &located, range).await;
                     if checked.is_err() {
                         unreadable += 1;
                         continue;
@@ -182,7 +182,9 @@ fn every_flipped_bit_is_found_and_no_wrong_byte_is_given_out() {
                     assert!(bytes == *expected, "bit {bit} of {}", path.display());
                     continue;
                 }
-                match read::read_checked(&store, &segment, object.slot(), &located, Vec::new()).await {
+                match read::read_checked(&store, &segment, object.slot(), &located, Vec::new())
+                    .await
+                {
                     Ok(bytes) => assert!(bytes == *expected, "bit {bit} of {}", path.display()),
                     Err(_) => unreadable += 1,
                 }
@@ -213,13 +215,11 @@ fn a_damaged_payload_is_repaired_with_the_right_bytes_only() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[located.offset as usize + 500] ^= 8;
     std::fs::write(&path, &bytes).unwrap();
-    let report =
-        reel_engine::upkeep::scrub_segment(&store, object.segment(), &mut |_| {}).unwrap();
+    let report = reel_engine::upkeep::scrub_segment(&store, object.segment(), &mut |_| {}).unwrap();
     let named: Vec<_> = report.findings.iter().map(Finding::object_id).collect();
     assert_eq!(named, [Some(*object)]);
     assert!(store.repair(*object, &bytes[..expected.len()]).is_err(), "other bytes are refused");
     assert!(store.repair(*object, expected).unwrap());
-    let report =
-        reel_engine::upkeep::scrub_segment(&store, object.segment(), &mut |_| {}).unwrap();
+    let report = reel_engine::upkeep::scrub_segment(&store, object.segment(), &mut |_| {}).unwrap();
     assert_eq!(report.findings, []);
 }

@@ -269,8 +269,12 @@ impl Role {
         let errors = child.stderr.take().unwrap();
         let (sender, receiver) = mpsc::channel();
         // Goes on reading for the child's whole life, so that its log never blocks it.
+        let show = std::env::var_os("REEL_TEST_LOG").is_some();
         std::thread::spawn(move || {
             for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                if show {
+                    eprintln!("{line}");
+                }
                 let _ = sender.send(line);
             }
         });

@@ -10,6 +10,7 @@
 mod bad_input;
 mod cluster;
 mod crash;
+mod disks;
 mod harness;
 mod protocol;
 mod replication;

@@ -136,7 +136,7 @@ impl World {
             folders,
             catalog: Arc::default(),
             numbers: Arc::new(Mutex::new(1)),
-            model: Model { litter: faults.sync > 0, ..Model::default() },
+            model: Model::default(),
             summary: Summary::default(),
             segment_bytes: 16_384 << rng.below(3),
             sabotage,
@@ -250,10 +250,9 @@ impl World {
                     finding.kind,
                     FindingKind::Table | FindingKind::NoTable | FindingKind::Padding
                 );
-                let litter = self.model.litter && finding.kind == FindingKind::Header;
                 let flipped =
                     finding.segment.is_some_and(|number| self.model.flipped.contains(&number));
-                !derived && !flipped && !litter
+                !derived && !flipped
             });
             if let Some(finding) = bad {
                 return Err(format!("fsck: {finding}"));

@@ -53,8 +53,6 @@ pub struct Model {
     pub answered: BTreeMap<String, Version>,
     /// Segments in which a bit was flipped: their objects may be unreadable (never wrong).
     pub flipped: BTreeSet<u64>,
-    /// Syncs of folders fail: what was unlinked may be back for good, and is litter that cannot be read.
-    pub litter: bool,
     /// Reads compared.
     pub reads: u64,
 }
@@ -195,7 +193,6 @@ impl Model {
                 // An upload in progress, or what one that failed has left until it is removed.
                 Err(Error::NoSegment(_)) => continue,
                 Err(Error::Damaged { .. }) if store.is_marked(number) => continue,
-                Err(Error::Damaged { offset: 0, .. }) if self.litter => continue,
                 Err(_) if self.flipped.contains(&number.get()) => continue,
                 Err(error) => return Err(format!("segment {number} cannot be opened: {error}")),
             };

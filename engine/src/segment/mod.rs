@@ -174,6 +174,12 @@ impl Segment {
         self.has_holes.store(true, Ordering::Relaxed);
     }
 
+    /// Tells the store that it is in use: it is among the last to be closed.
+    #[inline]
+    pub fn keep_open(&self) {
+        self.touch(false);
+    }
+
     /// Notes that it was asked for; whether it had been since the last call with `clear`.
     pub(crate) fn touch(&self, clear: bool) -> bool {
         if clear {

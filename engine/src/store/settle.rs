@@ -1,5 +1,6 @@
 //! How a segment ends: sealed, settled, removed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Store;
@@ -235,8 +236,13 @@ impl Store {
         }
     }
 
-    /// Takes a segment worth compacting.
-    pub(crate) fn next_candidate(&self) -> Option<SegmentNumber> {
-        self.candidates.lock().pop_first()
+    /// Takes the segments worth compacting.
+    pub(crate) fn take_candidates(&self) -> BTreeSet<SegmentNumber> {
+        std::mem::take(&mut *self.candidates.lock())
+    }
+
+    /// Notes a segment that could not be compacted now.
+    pub(crate) fn postpone(&self, number: SegmentNumber) {
+        self.candidates.lock().insert(number);
     }
 }

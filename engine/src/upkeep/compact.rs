@@ -68,7 +68,8 @@ impl Compaction {
         }
         let live = segment.durable().saturating_sub(segment.dead_bytes());
         if store.folder(index).free() < live + SPARE_BYTES {
-            tracing::warn!(segment = %number, live, "no room to compact a segment");
+            tracing::debug!(segment = %number, live, "no room to compact a segment; tried again later");
+            store.postpone(number);
             return Ok(None);
         }
         // What tombstones name may only count as gone when its unlink is durable.
@@ -230,6 +231,7 @@ impl Compaction {
         let Some(file) = self.file.take() else { return Ok(0) };
         file.sync(SyncPoint::Compacted)?;
         self.store.switch(&self.segment, file, self.header, &self.table, self.at)?;
+        self.store.folder(self.segment.folder()).refresh_space()?;
         Ok(before.saturating_sub(self.at))
     }
 }

@@ -126,7 +126,7 @@ impl Drop for Upkeep {
 /// The first; what was compacted before stays so.
 pub fn compact_now(store: &Arc<Store>) -> Result<u64> {
     let mut freed = 0;
-    while let Some(number) = store.next_candidate() {
+    for number in store.take_candidates() {
         let Some(mut compaction) = Compaction::begin(store, number)? else { continue };
         loop {
             if let Step::Done(bytes) = compaction.step()? {
@@ -197,7 +197,7 @@ impl Worker {
     }
 
     fn compact_all(&self) -> bool {
-        while let Some(number) = self.store.next_candidate() {
+        for number in self.store.take_candidates() {
             match self.compact(number) {
                 Ok(true) => {}
                 Ok(false) => return false,

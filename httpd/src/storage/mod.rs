@@ -15,8 +15,8 @@ mod sweep;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use reel_control::agent::{NodeStatus, Peers};
@@ -69,7 +69,9 @@ pub(crate) struct StorageShard {
     pub(crate) upstreams: Upstreams,
     names: NameCache,
     groups: RefCell<HashMap<String, u32>>,
-    segments: RefCell<HashMap<SegmentNumber, Arc<Segment>>>,
+    /// Segments seen lately; the store decides how long they stay open, and what compaction replaced
+    /// is let go.
+    segments: RefCell<HashMap<SegmentNumber, Weak<Segment>>>,
     /// Bytes of uploads in memory.
     upload_bytes: Cell<u64>,
     pub(crate) answers: Answers,
@@ -104,17 +106,18 @@ impl StorageShard {
         &self,
         number: SegmentNumber,
     ) -> Result<Arc<Segment>, reel_engine::Error> {
-        if let Some(segment) = self.segments.borrow().get(&number)
+        if let Some(segment) = self.segments.borrow().get(&number).and_then(Weak::upgrade)
             && !segment.is_retired()
         {
-            return Ok(Arc::clone(segment));
+            segment.keep_open();
+            return Ok(segment);
         }
         let segment = self.node.store.segment(number).await?;
         let mut segments = self.segments.borrow_mut();
         if segments.len() >= SHARD_SEGMENTS {
             segments.clear();
         }
-        segments.insert(number, Arc::clone(&segment));
+        segments.insert(number, Arc::downgrade(&segment));
         Ok(segment)
     }
 

@@ -440,13 +440,16 @@ impl Disk for SimDisk {
         state.pending = others;
         let share = state.faults.sync;
         let failed = state.fault(share, Errno::IO);
-        let State { durable, rng, .. } = &mut *state;
-        for change in of {
-            if failed.is_ok() || rng.chance(5_000) {
-                change.apply(durable);
-            }
+        if failed.is_err() {
+            // Folders are journalled: what is not written yet stays to be written, or the file system
+            // ends altogether. Only data pages are forgotten by a failed sync.
+            state.pending.extend(of);
+            return failed;
         }
-        failed
+        for change in of {
+            change.apply(&mut state.durable);
+        }
+        Ok(())
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<Listed>> {

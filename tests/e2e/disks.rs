@@ -1,0 +1,308 @@
+//! Disks that fill up and disks that fail, and what is left of names when the catalog is lost: on real
+//! file systems.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use reel_control::catalog::{Catalog, Row};
+
+use crate::harness::{Base, Role, bytes, delete, eventually, get, has, put, reel, wait_healthy};
+
+/// An ext4 of its own in a file, mounted. Unmounted when dropped.
+struct Mounted {
+    _image: tempfile::NamedTempFile,
+    dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// `None` where that cannot be had (not root, no loop devices): said, or with
+    /// REEL_TEST_REQUIRE=all an error.
+    fn ext4(mib: u64, test: &str) -> Option<Self> {
+        if !has("mkfs.ext4", test) || !has("mount", test) {
+            return None;
+        }
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(mib << 20).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image.path()).status().unwrap();
+        assert!(made.success());
+        let mounted = Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(image.path())
+            .arg(dir.path())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        if !mounted.success() {
+            let required = std::env::var("REEL_TEST_REQUIRE").is_ok_and(|value| value == "all");
+            assert!(!required, "{test} needs root and a loop device");
+            eprintln!("skipped: {test} needs root and a loop device");
+            return None;
+        }
+        Some(Self { _image: image, dir })
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The file system fails: everything that would write gives an error from now on.
+    fn fail(&self) {
+        let status =
+            Command::new("mount").args(["-o", "remount,abort"]).arg(self.path()).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+fn name(index: u64) -> String {
+    format!("/ann/file-{index}")
+}
+
+/// A storage node's configuration with these data folders.
+fn config(base: &Base, folders: &[&Path], more: &str) -> String {
+    let list: Vec<String> = folders.iter().map(|folder| format!("{folder:?}")).collect();
+    let config = base.storage_config(101, "unused", more);
+    let unused = format!("data = \"{}\"", base.dir.path().join("unused").display());
+    config.replace(&unused, &format!("data = [{}]", list.join(", ")))
+}
+
+fn fsck_is_clean(folders: &[&Path]) {
+    let output = reel().arg("fsck").args(folders).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_full_disk_refuses_uploads_and_takes_them_again_after_deletes() {
+    let Some(disk) = Mounted::ext4(96, "a_full_disk") else { return };
+    let base = Base::start();
+    let data = disk.path().join("data");
+    let more = "segment_bytes = \"4 MiB\"\nreserve = \"12 MiB\"\n[storage.upkeep]\nshare = 100\n";
+    let config = config(&base, &[&data], more);
+    let node = Role::start("storage", base.dir.path(), &config).unwrap();
+    wait_healthy(&node.address);
+    let body = |index| bytes(index, 48_000);
+    let mut stored = 0;
+    loop {
+        let answer = put(&node.address, &name(stored), &body(stored)).unwrap();
+        if answer.status == 507 {
+            assert_eq!(answer.json()["error"], "no_space");
+            break;
+        }
+        assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
+        stored += 1;
+        assert!(stored < 5_000, "it never fills up");
+    }
+    assert!(stored > 200, "only {stored} uploads fitted");
+    assert_eq!(put(&node.address, "/ann/large", &bytes(7, 3_000_000)).unwrap().status, 507);
+    for index in 0..stored {
+        assert_eq!(get(&node.address, &name(index)).unwrap().body, body(index), "nothing is lost");
+    }
+    for index in (0..stored).filter(|index| index % 4 != 0) {
+        assert_eq!(delete(&node.address, &name(index)).unwrap().status, 204, "deletes work");
+    }
+    // Compaction gives the space back by itself.
+    let again = bytes(99, 2_000_000);
+    eventually("uploads work again", || {
+        (put(&node.address, "/ann/again", &again).unwrap().status < 300).then_some(())
+    });
+    for index in 0..stored {
+        let answer = get(&node.address, &name(index)).unwrap();
+        match index % 4 {
+            0 => assert_eq!(answer.body, body(index)),
+            _ => assert_eq!(answer.status, 404),
+        }
+    }
+    println!("full after {stored} uploads; after deletes it takes uploads again");
+    crate::harness::signal(node.pid(), rustix::process::Signal::TERM);
+    eventually("the folder is free", || {
+        let output = reel().arg("fsck").arg(&data).output().unwrap();
+        output.status.success().then_some(())
+    });
+}
+
+#[test]
+fn a_disk_that_fails_takes_only_its_objects_out() {
+    let Some(disk) = Mounted::ext4(512, "a_disk_that_fails") else { return };
+    let Some(other) = Mounted::ext4(256, "a_disk_that_fails") else { return };
+    let base = Base::start();
+    let (good, bad) = (other.path().join("data"), disk.path().join("data"));
+    let config = config(&base, &[&bad, &good], "reserve = \"16 MiB\"\nsegment_bytes = \"4 MiB\"\n");
+    let node = Role::start("storage", base.dir.path(), &config).unwrap();
+    wait_healthy(&node.address);
+    let body = |index: u64| bytes(index, if index % 10 == 0 { 1_500_000 } else { 30_000 });
+    let mut paths = BTreeMap::new();
+    for index in 0..60 {
+        let answer = put(&node.address, &name(index), &body(index)).unwrap();
+        assert_eq!(answer.status, 201);
+        paths.insert(index, answer.json()["path"].as_str().unwrap().to_owned());
+    }
+    // The disk with more room was chosen; some more are put on the other by filling the first up.
+    let filler = std::fs::File::create(disk.path().join("filler")).unwrap();
+    rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, 400 << 20).unwrap();
+    let on_good = |path: &String| good.join(path).exists();
+    let mut next = 60;
+    eventually("uploads go to the other disk", || {
+        let answer = put(&node.address, &name(next), &body(next)).unwrap();
+        assert_eq!(answer.status, 201);
+        let path = answer.json()["path"].as_str().unwrap().to_owned();
+        let there = on_good(&path);
+        paths.insert(next, path);
+        next += 1;
+        there.then_some(())
+    });
+    disk.fail();
+    // Uploads that were in the failing segment are refused; the next go to the other disk.
+    eventually("uploads go on", || {
+        let answer = put(&node.address, &name(next), &body(next)).unwrap();
+        if answer.status != 201 {
+            return None;
+        }
+        paths.insert(next, answer.json()["path"].as_str().unwrap().to_owned());
+        next += 1;
+        (next % 10 == 9).then_some(())
+    });
+    let mut served = 0;
+    for (index, path) in &paths {
+        let answer = get(&node.address, &name(*index)).unwrap();
+        if on_good(path) {
+            assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+            served += 1;
+        }
+        if answer.status == 200 {
+            assert_eq!(answer.body, body(*index));
+        }
+    }
+    assert!(served > 0);
+    let deleted = paths.iter().find(|(_, path)| !on_good(path)).unwrap().0;
+    assert_eq!(
+        delete(&node.address, &name(*deleted)).unwrap().status,
+        204,
+        "its objects are deleted"
+    );
+    assert_eq!(get(&node.address, &name(*deleted)).unwrap().status, 404);
+    let health = get(&node.address, "/-/health").unwrap();
+    assert_eq!(health.status, 200, "one good disk serves");
+    assert_eq!(health.json()["failing_folders"][0]["folder"], bad.display().to_string());
+    let metrics = String::from_utf8(get(&node.address, "/-/metrics").unwrap().body).unwrap();
+    assert!(metrics.contains(&format!("reel_folder_failing{{folder=\"{}\"}} 1", bad.display())));
+    println!(
+        "one disk of two failed: {served} objects on the other were served, {} in all",
+        paths.len()
+    );
+}
+
+async fn rows(url: &str) -> Vec<Row> {
+    let catalog = Catalog::open(url).await.unwrap();
+    let mut rows: Vec<Row> = Vec::new();
+    loop {
+        let after = rows.last().map_or(("", ""), |row| (row.user.as_str(), row.name.as_str()));
+        let page = catalog.rows(after, 100).await.unwrap();
+        if page.is_empty() {
+            return rows;
+        }
+        rows.extend(page);
+    }
+}
+
+#[test]
+fn a_lost_catalog_is_made_again_row_by_row() {
+    let base = Base::start();
+    let folders: [PathBuf; 2] = [base.dir.path().join("a"), base.dir.path().join("b")];
+    let folders: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
+    let config = config(&base, &folders, "segment_bytes = \"4 MiB\"\n");
+    let node = Role::start("storage", base.dir.path(), &config).unwrap();
+    wait_healthy(&node.address);
+    for index in 0..400u64 {
+        let body = bytes(index, if index % 50 == 0 { 1_200_000 } else { 9_000 });
+        assert!(put(&node.address, &name(index % 300), &body).unwrap().status < 300);
+    }
+    for index in 0..300u64 {
+        if index % 7 == 0 {
+            assert_eq!(delete(&node.address, &name(index)).unwrap().status, 204);
+        }
+    }
+    crate::harness::signal(node.pid(), rustix::process::Signal::TERM);
+    let url = format!("sqlite:{}", base.dir.path().join("catalog.db").display());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    eventually("the folders are free, and all is clean", || {
+        let output = reel().arg("fsck").args(&folders).args(["--catalog", &url]).output().unwrap();
+        output.status.success().then_some(())
+    });
+    let before = runtime.block_on(rows(&url));
+    assert_eq!(before.len(), 300);
+    let again = format!("sqlite:{}", base.dir.path().join("again.db").display());
+    let rebuild = || {
+        let output = reel()
+            .arg("rebuild-catalog")
+            .arg("--data")
+            .args(&folders)
+            .args(["--catalog", &again])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    print!("{}", rebuild());
+    assert_eq!(runtime.block_on(rows(&again)), before, "row by row");
+    rebuild();
+    assert_eq!(runtime.block_on(rows(&again)), before, "twice changes nothing");
+    // A row that is lost, and one that names nothing, are found.
+    fsck_is_clean(&folders);
+    let empty = format!("sqlite:{}", base.dir.path().join("empty.db").display());
+    let output = reel().arg("fsck").args(&folders).args(["--catalog", &empty]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("no row names object"));
+}
+
+#[test]
+fn fsck_says_what_where_and_what_to_do() {
+    let base = Base::start();
+    let node = base.storage(101, "node", "segment_bytes = \"4 MiB\"");
+    for index in 0..20 {
+        assert_eq!(put(&node.address, &name(index), &bytes(index, 5_000)).unwrap().status, 201);
+    }
+    let data = base.dir.path().join("node");
+    let fsck = |arguments: &[&str]| reel().arg("fsck").args(arguments).arg(&data).output().unwrap();
+    let held = fsck(&[]);
+    let said = String::from_utf8_lossy(&held.stderr).into_owned();
+    assert_eq!(held.status.code(), Some(1));
+    assert!(said.contains("is in use by node 101"), "{said}");
+    crate::harness::signal(node.pid(), rustix::process::Signal::TERM);
+    eventually("the folder is free", || fsck(&[]).status.success().then_some(()));
+    let table =
+        walk(&data).into_iter().find(|path| path.extension().is_some_and(|e| e == "idx")).unwrap();
+    let mut damaged = std::fs::read(&table).unwrap();
+    damaged[4096] ^= 1;
+    std::fs::write(&table, &damaged).unwrap();
+    let found = fsck(&["--json"]);
+    assert_eq!(found.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    let finding = &json["folders"][0]["report"]["findings"][0];
+    assert_eq!((finding["kind"].as_str(), finding["offset"].as_u64()), (Some("table"), Some(4096)));
+    assert!(fsck(&["--repair-tables"]).status.success());
+    assert!(fsck(&[]).status.success());
+    let nothing = reel().args(["fsck", "/nowhere/at/all"]).output().unwrap();
+    assert_eq!(nothing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("/nowhere/at/all"));
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(walk(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
