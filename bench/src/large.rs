@@ -71,7 +71,7 @@ fn measure(args: &Args, folder: &std::path::Path) -> Result<()> {
 }
 
 /// A process's anonymous memory in bytes.
-fn rss_anon(pid: u32) -> Option<u64> {
+pub(crate) fn rss_anon(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)

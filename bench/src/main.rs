@@ -5,6 +5,7 @@
 
 mod cluster;
 mod durable_puts;
+mod engine;
 mod floor;
 mod large;
 mod load;
@@ -25,12 +26,24 @@ enum Command {
     DurablePuts(durable_puts::Args),
     /// A large file up and down beside the storage node's anonymous memory
     Large(large::Args),
+    /// Durable small puts through the engine beside one appended write + fdatasync each
+    EnginePuts(engine::PutsArgs),
+    /// A large put streamed through the engine beside `fio`
+    EngineLarge(engine::LargeArgs),
+    /// Millions of objects: opening, memory, look-ups
+    EngineMany(engine::ManyArgs),
+    /// Half of a data set deleted and compacted, while puts and reads go on
+    EngineCompact(engine::CompactArgs),
 }
 
 fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::DurablePuts(args) => durable_puts::run(&args),
         Command::Large(args) => large::run(&args),
+        Command::EnginePuts(args) => engine::run_puts(&args),
+        Command::EngineLarge(args) => engine::run_large(&args),
+        Command::EngineMany(args) => engine::run_many(&args),
+        Command::EngineCompact(args) => engine::run_compact(&args),
     };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -94,6 +94,7 @@ struct Shared {
     store: Arc<Store>,
     queue: RefCell<VecDeque<Pending>>,
     queued_bytes: Cell<u64>,
+    commit_count: Cell<u64>,
     stopping: Cell<bool>,
     waker: Cell<Option<Waker>>,
     commits: metrics::Histogram,
@@ -118,6 +119,7 @@ impl Writer {
                 store,
                 queue: RefCell::default(),
                 queued_bytes: Cell::new(0),
+                commit_count: Cell::new(0),
                 stopping: Cell::new(false),
                 waker: Cell::new(None),
                 commits: metrics::histogram!("reel_commit_records"),
@@ -148,6 +150,11 @@ impl Writer {
             waker.wake();
         }
         stored.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// Group commits so far: records divided by these are the group size.
+    pub fn commits(&self) -> u64 {
+        self.shared.commit_count.get()
     }
 
     /// Lets [`Writer::run`] end when all that waits is written, and its segment sealed.
@@ -238,6 +245,7 @@ impl Committer {
         let number = active.segment.number();
         self.shared.store.note_change(number);
         self.shared.commits.record(batch.len() as f64);
+        self.shared.commit_count.set(self.shared.commit_count.get() + 1);
         for (pending, slot, _, end) in batch {
             let stored =
                 Stored { object: number.object(slot), segment: Arc::clone(&active.segment), end };
