@@ -14,11 +14,11 @@ use bytes::Bytes;
 use futures_channel::oneshot;
 
 use crate::clock::Version;
-use crate::disk::{Job, ShardFile, SyncPoint};
+use crate::disk::{Batch, DIRECT_ALIGN, Job, ShardFile, SyncPoint};
 use crate::error::{Error, Result};
-use crate::format::align;
 use crate::format::record::{Layout, RecordHead, RecordKind};
 use crate::format::table::Entry;
+use crate::format::{ALIGN, align};
 use crate::id::{ObjectId, SLOTS};
 use crate::segment::Segment;
 use crate::segment::scan::entry_of;
@@ -36,9 +36,10 @@ const QUEUE_BYTES: u64 = 64 << 20;
 const PREWRITE_AFTER: u64 = 4 << 20;
 /// The next segment is begun when one part of so many of the active one is used.
 const SPARE_FROM: u64 = 8;
-/// A batch is written up to the next multiple of this, with zeros that the next one replaces: so no
-/// page has to be read before it is written.
-const PAGE: u64 = 4096;
+/// A batch is written in whole pages: from the beginning of the one that the last batch ended in, to the
+/// end of its own last one, with zeros that the next batch replaces. So no page has to be read before it
+/// is written, and the writes may bypass the page cache.
+const PAGE: u64 = DIRECT_ALIGN as u64;
 /// Largest buffer that is kept between batches, in bytes.
 const KEEP_BUFFER: usize = 1 << 20;
 
@@ -90,6 +91,17 @@ pub struct Writer {
     shared: Rc<Shared>,
 }
 
+/// Wakes the commit loop when an answered put goes on (or is dropped).
+struct Turn<'a>(&'a Shared);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(waker) = self.0.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
 struct Shared {
     store: Arc<Store>,
     queue: RefCell<VecDeque<Pending>>,
@@ -107,6 +119,8 @@ struct Active {
     tail: u64,
     slots: usize,
     prewritten: bool,
+    /// The last page's bytes before `tail`.
+    last_page: Vec<u8>,
     /// What writes the next segment ahead looks at it.
     demand: Arc<Demand>,
 }
@@ -149,6 +163,7 @@ impl Writer {
         if let Some(waker) = shared.waker.take() {
             waker.wake();
         }
+        let _turn = Turn(shared);
         stored.await.unwrap_or(Err(Error::Stopping))
     }
 
@@ -167,10 +182,16 @@ impl Writer {
 
     /// The commit loop of the shard.
     pub async fn run(self) {
-        let mut committer =
-            Committer { shared: self.shared, active: None, spare: None, buffer: Vec::new() };
+        let mut committer = Committer {
+            shared: self.shared,
+            active: None,
+            spare: None,
+            buffer: Batch::default(),
+            answered: 0,
+        };
         while committer.wait().await {
             committer.commit().await;
+            committer.turn().await;
         }
         committer.close().await;
     }
@@ -181,10 +202,30 @@ struct Committer {
     active: Option<Active>,
     /// The next segment, being made while the active one fills.
     spare: Option<Job<Fresh>>,
-    buffer: Vec<u8>,
+    buffer: Batch,
+    /// Puts of the last batch that were answered, and whose tasks have not run since.
+    answered: usize,
 }
 
 impl Committer {
+    /// Lets those that were just answered go first: what they ask for joins the next batch. (Without it
+    /// uploaders fall into two groups that take turns, and syncs are shared by half as many.) The first
+    /// of them to run wakes this task, which then stands behind the others.
+    async fn turn(&mut self) {
+        if std::mem::take(&mut self.answered) == 0 {
+            return;
+        }
+        let mut turned = false;
+        poll_fn(|context| {
+            if std::mem::replace(&mut turned, true) {
+                return Poll::Ready(());
+            }
+            self.shared.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Waits for records; false when the writer stops and nothing waits.
     async fn wait(&self) -> bool {
         let shared = &self.shared;
@@ -216,11 +257,9 @@ impl Committer {
         }
         let buffer = std::mem::take(&mut self.buffer);
         let written = batch.last().map_or(0, |(.., end)| end - active.tail);
-        let (result, buffer) = active.file.write_all_at(buffer, active.tail).await;
+        let page = active.tail / PAGE * PAGE;
+        let (result, buffer) = active.file.write_all_at(buffer, page).await;
         self.buffer = buffer;
-        if self.buffer.capacity() > KEEP_BUFFER {
-            self.buffer = Vec::new();
-        }
         if let Err(error) = result {
             // Nothing was published. The segment is left as it was durable before.
             self.retire_failed(active, batch, error);
@@ -234,6 +273,12 @@ impl Committer {
             return;
         }
         active.tail += written;
+        active.last_page.clear();
+        let (from, to) = (active.tail / PAGE * PAGE - page, active.tail - page);
+        active.last_page.extend_from_slice(&self.buffer.as_ref()[from as usize..to as usize]);
+        if self.buffer.capacity() > KEEP_BUFFER {
+            self.buffer = Batch::default();
+        }
         active.slots += batch.len();
         active.segment.add_unsettled(batch.len() as u32);
         for (_, slot, entry, _) in &batch {
@@ -249,7 +294,8 @@ impl Committer {
         for (pending, slot, _, end) in batch {
             let stored =
                 Stored { object: number.object(slot), segment: Arc::clone(&active.segment), end };
-            let _ = pending.done.send(Ok(stored));
+            // One that was dropped meanwhile will not wake anybody.
+            self.answered += usize::from(pending.done.send(Ok(stored)).is_ok());
         }
         active.demand.set(active.tail, self.shared.store.options.segment_bytes);
         if self.spare.is_none() && self.wants_spare(&active) {
@@ -287,33 +333,53 @@ impl Committer {
 
     /// Takes what fits into the active segment and one batch, and encodes it into the buffer.
     fn encode_batch(&mut self, active: &Active) -> Vec<Batched> {
+        let (records, bytes) = self.take_batch(active);
+        let mut batch = Vec::with_capacity(records.len());
+        if records.is_empty() {
+            return batch;
+        }
+        let before = active.last_page.len();
+        self.buffer.begin((before as u64 + bytes).next_multiple_of(PAGE) as usize);
+        self.buffer.spare().extend_from_slice(&active.last_page);
+        for (index, pending) in records.into_iter().enumerate() {
+            let at = active.tail + (self.buffer.len() - before) as u64;
+            let slot = (active.slots + index) as u16;
+            let head = head_of(&pending.draft, &active.segment, slot);
+            head.encode(active.segment.header().salt, self.buffer.spare());
+            self.buffer.spare().extend_from_slice(&pending.draft.payload);
+            self.buffer.pad(ALIGN as usize);
+            let entry = entry_of(&head, at);
+            batch.push((pending, slot, entry, at + head.record_len()));
+        }
+        self.buffer.pad(PAGE as usize);
+        batch
+    }
+
+    /// Takes the records of the next batch off the queue, and says how many bytes they make.
+    fn take_batch(&self, active: &Active) -> (Vec<Pending>, u64) {
         let limit = self.shared.store.options.segment_bytes;
         let mut queue = self.shared.queue.borrow_mut();
-        let mut batch = Vec::with_capacity(queue.len().min(BATCH_RECORDS));
-        self.buffer.clear();
+        let mut records = Vec::with_capacity(queue.len().min(BATCH_RECORDS));
+        let mut taken = 0;
         while let Some(next) = queue.front() {
-            let at = active.tail + self.buffer.len() as u64;
-            let slot = active.slots + batch.len();
-            let bytes = next.draft.payload.len() as u64;
-            let full = slot >= SLOTS || (at + bytes > limit && at > crate::format::HEADER_BYTES);
-            let enough = batch.len() >= BATCH_RECORDS
-                || (!batch.is_empty() && self.buffer.len() as u64 + bytes > BATCH_BYTES);
+            let draft = &next.draft;
+            let head = RecordHead::packed_head_len(&draft.user, &draft.name, &draft.content_type);
+            let bytes = u64::from(head) + align(draft.payload.len() as u64);
+            let at = active.tail + taken;
+            let full = active.slots + records.len() >= SLOTS
+                || (at + bytes > limit && at > crate::format::HEADER_BYTES);
+            let enough = records.len() >= BATCH_RECORDS
+                || (!records.is_empty() && taken + bytes > BATCH_BYTES);
             if full || enough {
                 break;
             }
             let Some(pending) = queue.pop_front() else { break };
-            self.shared.queued_bytes.set(self.shared.queued_bytes.get() - bytes);
-            let head = head_of(&pending.draft, &active.segment, slot as u16);
-            head.encode(active.segment.header().salt, &mut self.buffer);
-            self.buffer.extend_from_slice(&pending.draft.payload);
-            self.buffer.resize(align(self.buffer.len() as u64) as usize, 0);
-            let entry = entry_of(&head, at);
-            batch.push((pending, slot as u16, entry, at + head.record_len()));
+            let waiting = self.shared.queued_bytes.get();
+            self.shared.queued_bytes.set(waiting - pending.draft.payload.len() as u64);
+            taken += bytes;
+            records.push(pending);
         }
-        let end = active.tail + self.buffer.len() as u64;
-        let padding = end.next_multiple_of(PAGE) - end;
-        self.buffer.resize(self.buffer.len() + padding as usize, 0);
-        batch
+        (records, taken)
     }
 
     async fn ensure_active(&mut self) -> Result<()> {
@@ -334,8 +400,13 @@ impl Committer {
 
     /// Takes a fresh segment over, on the shard's own thread.
     fn adopt(&self, fresh: Fresh) -> Result<Active> {
-        let file = ShardFile::adopt(fresh.segment.file().clone(), self.shared.store.pool())?;
+        let pool = self.shared.store.pool();
+        let file = match fresh.through {
+            Some(through) => ShardFile::adopt_through(through, pool)?,
+            None => ShardFile::adopt(fresh.segment.file().clone(), pool)?,
+        };
         Ok(Active {
+            last_page: Vec::new(),
             tail: fresh.segment.durable(),
             slots: 0,
             file,

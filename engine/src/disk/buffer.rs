@@ -1,4 +1,4 @@
-//! Pieces of a large upload: buffers whose memory address suits direct writes.
+//! Buffers whose memory address suits direct writes: pieces of a large upload, batches of small ones.
 
 #![expect(unsafe_code, reason = "tells monoio where the aligned bytes lie")]
 
@@ -8,6 +8,75 @@ use super::DIRECT_ALIGN;
 
 /// Bytes of a piece; each is one write.
 pub const PIECE_BYTES: usize = 1 << 20;
+
+/// The bytes of one group commit, from a page boundary on.
+#[derive(Debug)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::with_capacity(0)
+    }
+}
+
+impl Batch {
+    /// Room for so many bytes.
+    pub(crate) fn with_capacity(capacity: usize) -> Self {
+        let mut bytes: Vec<u8> = Vec::with_capacity(capacity + DIRECT_ALIGN);
+        let start = bytes.as_ptr().align_offset(DIRECT_ALIGN);
+        bytes.resize(start, 0);
+        Self { bytes, start }
+    }
+
+    /// Empties it, and makes room for so many bytes.
+    pub(crate) fn begin(&mut self, capacity: usize) {
+        if self.capacity() < capacity {
+            *self = Self::with_capacity(capacity.next_multiple_of(PIECE_BYTES));
+        }
+        self.bytes.truncate(self.start);
+    }
+
+    /// Bytes that fit without moving.
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity() - self.start
+    }
+
+    /// Bytes in it.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    /// The vector to append to, up to the capacity.
+    pub(crate) fn spare(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Appends zeros up to a length that is a multiple of `align`.
+    pub(crate) fn pad(&mut self, align: usize) {
+        let padded = self.len().next_multiple_of(align);
+        self.bytes.resize(self.start + padded, 0);
+    }
+}
+
+impl AsRef<[u8]> for Batch {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+// SAFETY: as for a piece, below.
+unsafe impl IoBuf for Batch {
+    fn read_ptr(&self) -> *const u8 {
+        self.as_ref().as_ptr()
+    }
+
+    fn bytes_init(&self) -> usize {
+        self.len()
+    }
+}
 
 /// A buffer of [`PIECE_BYTES`], filled from a page boundary on. It never moves or grows.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-pub use buffer::{PIECE_BYTES, Piece};
+pub use buffer::{Batch, PIECE_BYTES, Piece};
 pub use map::Map;
 pub use pool::{DiskPool, Job, Queue};
 pub use real::RealDisk;
@@ -122,6 +122,9 @@ pub enum Mode {
     /// As [`Mode::Create`], and writes bypass the page cache where the file system can: offset,
     /// length and memory address of each are multiples of [`DIRECT_ALIGN`].
     CreateDirect,
+    /// For writes that bypass the page cache and are durable when they return; the file is there. Not
+    /// every file system can.
+    WriteThrough,
 }
 
 /// What offset, length and address of a direct write are multiples of, in bytes.

@@ -23,6 +23,9 @@ impl Disk for RealDisk {
         let reads = matches!(mode, Mode::Read | Mode::ReadDirect);
         options.read(true).write(!reads).mode(0o640);
         options.create_new(matches!(mode, Mode::Create | Mode::CreateDirect));
+        if mode == Mode::WriteThrough {
+            options.custom_flags(through_flags());
+        }
         let file = options.open(path)?;
         let direct = match mode {
             Mode::CreateDirect => open_direct(OpenOptions::new().read(true).write(true), path)?,
@@ -113,6 +116,11 @@ impl Disk for RealDisk {
     fn pause(&self, time: Duration) {
         std::thread::sleep(time);
     }
+}
+
+/// Bypasses the page cache; durable when it returns.
+fn through_flags() -> i32 {
+    (rustix::fs::OFlags::DIRECT | rustix::fs::OFlags::DSYNC).bits() as i32
 }
 
 /// A second descriptor whose reads or writes bypass the page cache; `None` where the file system has no such

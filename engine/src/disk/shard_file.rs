@@ -16,6 +16,8 @@ pub struct ShardFile {
 enum How {
     /// Through the ring of the shard's runtime.
     Ring(monoio::fs::File),
+    /// The same, and a write is durable when it is complete.
+    Through(monoio::fs::File),
     /// A simulated file has no descriptor: its calls are made where blocking calls are.
     Pool(DiskPool),
 }
@@ -35,6 +37,15 @@ impl ShardFile {
         Ok(Self { file, how })
     }
 
+    /// Takes over a file opened by [`super::Volume::open_through`].
+    pub fn adopt_through(file: DiskFile, pool: &DiskPool) -> Result<Self> {
+        let how = match How::of(file.std(), &file, pool)? {
+            How::Ring(ring) => How::Through(ring),
+            how => how,
+        };
+        Ok(Self { file, how })
+    }
+
     /// Takes over a file made by [`super::Volume::create_direct`]: writes bypass the page cache where
     /// the file system can.
     pub fn adopt_direct(file: DiskFile, pool: &DiskPool) -> Result<Self> {
@@ -49,7 +60,7 @@ impl ShardFile {
         B: IoBuf + AsRef<[u8]> + Send + Default,
     {
         match &self.how {
-            How::Ring(ring) => {
+            How::Ring(ring) | How::Through(ring) => {
                 let (result, bytes) = ring.write_all_at(bytes, offset).await;
                 (result.map_err(|error| Error::io("write", self.file.path(), error)), bytes)
             }
@@ -68,6 +79,8 @@ impl ShardFile {
     /// since the last good sync may be trusted, whatever a later sync says.
     pub async fn sync(&self, point: SyncPoint) -> Result<()> {
         match &self.how {
+            // Each write was durable by itself.
+            How::Through(_) => Ok(()),
             How::Ring(ring) => {
                 ring.sync_data().await.map_err(|error| Error::io("sync", self.file.path(), error))
             }

@@ -5,15 +5,15 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Disk, Listed, LockError, Map, Mode, RawFile, SyncPoint};
 use crate::error::{Error, Result};
 
 /// Bytes of one step when space is written ahead.
 const ZERO_STEP: u64 = 1 << 20;
-/// Time left to others for each step when there is no hurry, in times of what the step took.
-const ZERO_PACE: u32 = 3;
+/// Time left to others after each step when there is no hurry.
+const ZERO_PAUSE: Duration = Duration::from_millis(50);
 
 /// A disk. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -49,6 +49,11 @@ impl Volume {
     /// Opens an existing file for reading and writing.
     pub fn open_write(&self, path: &Path) -> Result<DiskFile> {
         self.open("open for writing", path, Mode::Write)
+    }
+
+    /// Opens an existing file for writes that bypass the page cache and are durable when they return.
+    pub fn open_through(&self, path: &Path) -> Result<DiskFile> {
+        self.open("open for direct writing", path, Mode::WriteThrough)
     }
 
     /// Creates a file that must not be there yet.
@@ -175,12 +180,11 @@ impl Volume {
         file.allocate(to)?;
         let mut at = 0;
         while at < to {
-            let started = Instant::now();
             let now = (to - at).min(ZERO_STEP);
             file.write_all_at(&zeros.as_ref()[..now as usize], at)?;
             at += now;
             if !hurried(at as f64 / to as f64) {
-                self.pause(started.elapsed() * ZERO_PACE);
+                self.pause(ZERO_PAUSE);
             }
         }
         Ok(())

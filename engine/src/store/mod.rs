@@ -174,6 +174,9 @@ pub(crate) struct Fresh {
     /// Whether its space was written before: a sync then need not wait for the file system's
     /// journal.
     pub(crate) prewritten: bool,
+    /// For commits that need no sync of their own; where the file system can, and space was written
+    /// before.
+    pub(crate) through: Option<DiskFile>,
 }
 
 /// How much of the active segment is used: what writes the next one ahead keeps up with it.
@@ -510,7 +513,13 @@ impl Store {
         let content = Segment::packed(SlotTable::active());
         let segment = Arc::new(Segment::new(header, index, file, content, HEADER_BYTES, false));
         self.register(Arc::clone(&segment));
-        Ok(Fresh { segment, prewritten: ahead.is_some() })
+        let prewritten = ahead.is_some();
+        let through = match self.volume(index).open_through(segment.path()) {
+            Ok(file) if prewritten => Some(file),
+            // Commits are written and synced then.
+            _ => None,
+        };
+        Ok(Fresh { segment, prewritten, through })
     }
 
     /// A header of this node for a new segment.

@@ -369,7 +369,7 @@ impl Disk for SimDisk {
         state.call(self.life, path)?;
         tracing::trace!(path = %path.display(), ?mode, "open");
         let inode = match mode {
-            Mode::Read | Mode::ReadDirect | Mode::Write => state.file(path)?,
+            Mode::Read | Mode::ReadDirect | Mode::Write | Mode::WriteThrough => state.file(path)?,
             Mode::Create | Mode::CreateDirect => {
                 let full = state.faults.full;
                 state.fault(full, Errno::NOSPC)?;
