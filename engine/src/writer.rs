@@ -252,6 +252,7 @@ impl Committer {
         let batch = self.encode_batch(&active);
         if batch.is_empty() {
             // The next record does not fit: on to a new segment.
+            Self::hurry(&active);
             self.retire(active);
             return;
         }
@@ -298,6 +299,7 @@ impl Committer {
             self.answered += usize::from(pending.done.send(Ok(stored)).is_ok());
         }
         active.demand.set(active.tail, self.shared.store.options.segment_bytes);
+        active.demand.raise(active.slots as u64, SLOTS as u64);
         if self.spare.is_none() && self.wants_spare(&active) {
             self.spare = Some(self.shared.store.create_packed(Some(Arc::clone(&active.demand))));
         }
@@ -305,9 +307,15 @@ impl Committer {
         self.change_over();
     }
 
+    /// A segment ends: what is being written ahead for the next one is waited for.
+    fn hurry(active: &Active) {
+        active.demand.set(1, 1);
+    }
+
     fn wants_spare(&self, active: &Active) -> bool {
         let segment_bytes = self.shared.store.options.segment_bytes;
-        let begun = active.tail > segment_bytes / SPARE_FROM || active.slots > SLOTS / 2;
+        let begun =
+            active.tail > segment_bytes / SPARE_FROM || active.slots > SLOTS / SPARE_FROM as usize;
         begun || !active.prewritten && active.tail > PREWRITE_AFTER
     }
 
@@ -424,6 +432,7 @@ impl Committer {
     /// A write or sync failed: the segment ends at what was durable before, its uploads get errors,
     /// and its disk is asked for no more until it is probed well.
     fn retire_failed(&self, active: Active, batch: Vec<Batched>, error: Error) {
+        Self::hurry(&active);
         self.shared.sync_errors.increment(1);
         let error = self.shared.store.note_failure(active.segment.folder(), error);
         self.retire(active);

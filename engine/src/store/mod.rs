@@ -188,6 +188,11 @@ impl Demand {
         self.0.store((used * 1000 / of.max(1)) as u32, Ordering::Relaxed);
     }
 
+    /// [`Demand::set`], when that is more.
+    pub(crate) fn raise(&self, used: u64, of: u64) {
+        self.0.fetch_max((used * 1000 / of.max(1)) as u32, Ordering::Relaxed);
+    }
+
     fn share(&self) -> f64 {
         f64::from(self.0.load(Ordering::Relaxed)) / 1000.0
     }
