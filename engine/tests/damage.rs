@@ -1,6 +1,10 @@
 //! Bits flipped anywhere in a data folder: each is found, and no wrong byte is ever given out.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it found"
+)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -105,7 +105,7 @@ fn a_full_disk_refuses_uploads_and_takes_them_again_after_deletes() {
     for index in 0..stored {
         assert_eq!(get(&node.address, &name(index)).unwrap().body, body(index), "nothing is lost");
     }
-    for index in (0..stored).filter(|index| index % 4 != 0) {
+    for index in (0..stored).filter(|index| !index.is_multiple_of(4)) {
         assert_eq!(delete(&node.address, &name(index)).unwrap().status, 204, "deletes work");
     }
     // Compaction gives the space back by itself.
@@ -137,7 +137,7 @@ fn a_disk_that_fails_takes_only_its_objects_out() {
     let config = config(&base, &[&bad, &good], "reserve = \"16 MiB\"\nsegment_bytes = \"4 MiB\"\n");
     let node = Role::start("storage", base.dir.path(), &config).unwrap();
     wait_healthy(&node.address);
-    let body = |index: u64| bytes(index, if index % 10 == 0 { 1_500_000 } else { 30_000 });
+    let body = |index: u64| bytes(index, if index.is_multiple_of(10) { 1_500_000 } else { 30_000 });
     let mut paths = BTreeMap::new();
     for index in 0..60 {
         let answer = put(&node.address, &name(index), &body(index)).unwrap();
@@ -221,11 +221,11 @@ fn a_lost_catalog_is_made_again_row_by_row() {
     let node = Role::start("storage", base.dir.path(), &config).unwrap();
     wait_healthy(&node.address);
     for index in 0..400u64 {
-        let body = bytes(index, if index % 50 == 0 { 1_200_000 } else { 9_000 });
+        let body = bytes(index, if index.is_multiple_of(50) { 1_200_000 } else { 9_000 });
         assert!(put(&node.address, &name(index % 300), &body).unwrap().status < 300);
     }
     for index in 0..300u64 {
-        if index % 7 == 0 {
+        if index.is_multiple_of(7) {
             assert_eq!(delete(&node.address, &name(index)).unwrap().status, 204);
         }
     }

@@ -116,7 +116,7 @@ impl World {
         let folders: Vec<PathBuf> =
             ["/a", "/b"].iter().take(1 + rng.below(2) as usize).map(PathBuf::from).collect();
         let paths: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
-        let disk = SimDisk::new(rng.next(), &paths);
+        let disk = SimDisk::new(rng.bits(), &paths);
         if let Some(Sabotage::Skip(point)) = sabotage {
             disk.skip_sync(point);
         }

@@ -84,7 +84,7 @@ fn options(world: &World, executor: &Executor) -> StoreOptions {
 impl Life {
     /// Opens the store, works with it until the crash or the end of the work.
     pub(crate) fn run(world: &mut World, last: bool) -> Result<Ending, String> {
-        let mut executor = Executor::new(world.rng.next());
+        let mut executor = Executor::new(world.rng.bits());
         let disk = world.disk.clone();
         let crashes = !last && world.rng.chance(8_500);
         let close = if world.sabotage.is_some() { 8_000 } else { 4_000 };
@@ -124,7 +124,7 @@ impl Life {
             model: RefCell::new(std::mem::take(&mut world.model)),
             summary: RefCell::new(world.summary),
             violation: RefCell::new(None),
-            rng: RefCell::new(Rng::new(world.rng.next())),
+            rng: RefCell::new(Rng::new(world.rng.bits())),
             writers: (0..shards).map(|_| Writer::new(Arc::clone(&store))).collect(),
             spawner: executor.spawner(),
             busy: Cell::new(0),
@@ -189,7 +189,7 @@ impl Life {
 
     /// Opens the store without any faults, and lets its offers through.
     pub(crate) fn open_quietly(world: &mut World) -> Result<Shared, String> {
-        let mut executor = Executor::new(world.rng.next());
+        let mut executor = Executor::new(world.rng.bits());
         let (store, recovery) = Store::open(options(world, &executor))
             .map_err(|error| format!("the store does not open: {error}"))?;
         world.check_stored(&store)?;
@@ -198,7 +198,7 @@ impl Life {
             model: RefCell::new(std::mem::take(&mut world.model)),
             summary: RefCell::new(world.summary),
             violation: RefCell::new(None),
-            rng: RefCell::new(Rng::new(world.rng.next())),
+            rng: RefCell::new(Rng::new(world.rng.bits())),
             writers: vec![Writer::new(Arc::clone(&store))],
             spawner: executor.spawner(),
             busy: Cell::new(0),

@@ -1,5 +1,7 @@
 //! Five hundred seeds without a violation; `reel-sim sim --seeds A..B` runs as many as wanted.
 
+#![expect(clippy::print_stdout, reason = "a test says what it found")]
+
 use reel_sim::{Summary, run};
 
 #[test]

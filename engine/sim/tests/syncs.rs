@@ -1,5 +1,7 @@
 //! Every sync that matters is needed: with it taken out, the simulator finds a violation.
 
+#![expect(clippy::print_stdout, reason = "a test says what it found")]
+
 use reel_engine::disk::SyncPoint;
 use reel_sim::{Sabotage, run};
 

@@ -187,7 +187,7 @@ pub trait RawFile: Send + Sync + fmt::Debug {
     /// the last good sync may be trusted, whatever a later sync says.
     fn sync(&self, point: SyncPoint) -> io::Result<()>;
     /// Bytes.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
     /// Cuts, or extends by zeros.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
     /// Reserves space up to `bytes` from the start, and makes the file that long.

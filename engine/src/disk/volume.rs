@@ -300,7 +300,7 @@ impl DiskFile {
 
     /// Bytes.
     pub fn len(&self) -> Result<u64> {
-        self.raw.len().map_err(|error| Error::io("stat", &self.path, error))
+        self.raw.length().map_err(|error| Error::io("stat", &self.path, error))
     }
 
     /// Whether it has no bytes.

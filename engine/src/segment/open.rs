@@ -78,12 +78,9 @@ fn header_from_table(volume: &Volume, path: &Path, number: SegmentNumber) -> Opt
         else {
             continue;
         };
-        let Ok(generation) = rest.trim_matches('.').parse().or_else(|_| match rest {
-            "." => Ok(0),
-            _ => Err(()),
-        }) else {
-            continue;
-        };
+        let digits = rest.trim_matches('.');
+        let generation = if digits.is_empty() { Some(0) } else { digits.parse().ok() };
+        let Some(generation) = generation else { continue };
         if let Ok(OpenedTable { header, .. }) = SlotTable::open(volume, path, generation)
             && header.number == number
         {

@@ -113,6 +113,9 @@ impl Report {
     }
 }
 
+/// A table whose checksums hold.
+type Judged = (TableHeader, Vec<(u16, Entry)>);
+
 /// How a segment that may have been active is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
@@ -289,7 +292,7 @@ impl Check<'_> {
     }
 
     /// The table's file, judged; the entries when they can be trusted.
-    fn table(&mut self, generation: u32) -> Result<Option<(TableHeader, Vec<(u16, Entry)>)>> {
+    fn table(&mut self, generation: u32) -> Result<Option<Judged>> {
         let path = table_path(self.path, generation);
         let file = match self.volume.open_direct_read(&path) {
             Err(error) if error.is_missing() => {

@@ -486,7 +486,7 @@ impl Disk for SimDisk {
     }
 
     fn random(&self) -> io::Result<u128> {
-        Ok(u128::from(self.state.lock().rng.next()))
+        Ok(u128::from(self.state.lock().rng.bits()))
     }
 
     fn now_ms(&self) -> u64 {
@@ -591,7 +591,7 @@ impl RawFile for SimFile {
         })
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         self.call(|state, at, _| Ok(inode(state, at)?.len() as u64))
     }
 
