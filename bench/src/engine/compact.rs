@@ -160,7 +160,7 @@ async fn measure(args: &CompactArgs, data: &Path) -> Result<()> {
     let upkeep = Upkeep::start(Arc::clone(&store), options)?;
     let mut last = (disk_bytes(data)?, Instant::now());
     // Until nothing has been given back for a while.
-    while last.1.elapsed() < Duration::from_secs(5) && started.elapsed() < Duration::from_secs(600)
+    while last.1.elapsed() < Duration::from_secs(20) && started.elapsed() < Duration::from_secs(600)
     {
         monoio::time::sleep(Duration::from_millis(500)).await;
         let now = disk_bytes(data)?;

@@ -13,15 +13,13 @@ fn found(sabotage: Sabotage) -> Option<(u64, String)> {
     (0..SEEDS).find_map(|seed| Some((seed, run(seed, Some(sabotage)).err()?)))
 }
 
-/// What a crash may undo without harm (see [`SyncPoint`]): tables that do
-/// not hold their checksum are made anew, space is only
-/// prepared, the superblock's entry is made durable by the next sync of its folder, the probe proves
-/// that a disk works, and what is repaired is found damaged again.
-const HARMLESS: [SyncPoint; 7] = [
+/// What a crash may undo without harm (see [`SyncPoint`]): tables that do not hold their checksum are made
+/// anew, the superblock's entry is made durable by the next sync of its folder, the probe proves that a
+/// disk works, and what is repaired is found damaged again.
+const HARMLESS: [SyncPoint; 6] = [
     SyncPoint::Table,
     SyncPoint::CompactedTable,
     SyncPoint::CompactedTableEntry,
-    SyncPoint::SegmentHeader,
     SyncPoint::SuperblockEntry,
     SyncPoint::Repair,
     SyncPoint::Probe,

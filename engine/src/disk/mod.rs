@@ -71,8 +71,8 @@ pub enum SyncPoint {
     Superblock,
     /// The superblock's entry. The next sync of its folder would do as well.
     SuperblockEntry,
-    /// A new segment's header, and the space written ahead. Keeps later syncs cheap, and tells a
-    /// damaged header from one that was never written; no crash loses anything without it.
+    /// A new segment's header, and the space written ahead, before the first commit: commits make
+    /// durable what they write, and nothing else.
     SegmentHeader,
     /// A repaired object, before it counts as repaired.
     Repair,

@@ -22,6 +22,8 @@ use crate::store::Store;
 
 /// Bytes copied in one step.
 const STEP_BYTES: u64 = 1 << 20;
+/// Bytes between syncs of the new file.
+const SYNC_BYTES: u64 = 8 << 20;
 /// Bytes that must stay free beside the new file.
 const SPARE_BYTES: u64 = 1 << 20;
 
@@ -209,6 +211,10 @@ impl Compaction {
         };
         file.write_all_at(&self.buffer, at)?;
         self.at = at + self.buffer.len() as u64;
+        if self.at / SYNC_BYTES > at / SYNC_BYTES {
+            // Little by little: one large sync at the end would hold uploads up.
+            file.sync(SyncPoint::Compacted)?;
+        }
         self.buffer.clear();
         self.file = Some(file);
         Ok(())

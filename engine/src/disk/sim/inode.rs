@@ -11,7 +11,12 @@ pub(super) const SECTOR: usize = 512;
 /// A change that is not durable.
 #[derive(Debug, Clone)]
 enum Change {
-    Write { offset: usize, bytes: Vec<u8> },
+    /// `through`: by a descriptor whose syncs are for its own writes only.
+    Write {
+        offset: usize,
+        bytes: Vec<u8>,
+        through: bool,
+    },
     Length(usize),
 }
 
@@ -33,7 +38,7 @@ pub(super) struct Torn {
 
 fn apply(change: &Change, image: &mut Vec<u8>) {
     match change {
-        Change::Write { offset, bytes } => {
+        Change::Write { offset, bytes, .. } => {
             let end = offset + bytes.len();
             if image.len() < end {
                 image.resize(end, 0);
@@ -57,7 +62,8 @@ impl Inode {
             let end = (at + SECTOR).min(length);
             if bytes[at..end] != self.current[at..end] {
                 self.current[at..end].copy_from_slice(&bytes[at..end]);
-                self.pending.push(Change::Write { offset: at, bytes: bytes[at..end].to_vec() });
+                let bytes = bytes[at..end].to_vec();
+                self.pending.push(Change::Write { offset: at, bytes, through: false });
             }
         }
     }
@@ -93,9 +99,9 @@ impl Inode {
         self.pending.push(change);
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8], offset: usize) {
+    pub(super) fn write(&mut self, bytes: &[u8], offset: usize, through: bool) {
         self.absorb();
-        self.change(Change::Write { offset, bytes: bytes.to_vec() });
+        self.change(Change::Write { offset, bytes: bytes.to_vec(), through });
         // A mapping shows what is written.
         let Some(words) = &self.map else { return };
         for at in offset / 8..(offset + bytes.len()).div_ceil(8).min(words.len()) {
@@ -128,6 +134,16 @@ impl Inode {
         }
     }
 
+    /// What was written through is durable (O_DSYNC); the rest of the file is not concerned.
+    pub(super) fn sync_through(&mut self) {
+        for change in std::mem::take(&mut self.pending) {
+            match &change {
+                Change::Write { through: true, .. } => apply(&change, &mut self.durable),
+                _ => self.pending.push(change),
+            }
+        }
+    }
+
     /// The sync failed: some of it is durable, the rest is not and never will be, though readers go
     /// on seeing it (the "fsyncgate" of 2018: the kernel marks the pages clean all the same).
     pub(super) fn fail_sync(&mut self, rng: &mut Rng) {
@@ -144,13 +160,14 @@ impl Inode {
             match &change {
                 Change::Length(_) if rng.chance(share) => apply(&change, &mut self.durable),
                 Change::Length(_) => {}
-                Change::Write { offset, bytes } => {
+                Change::Write { offset, bytes, .. } => {
                     let mut at = 0;
                     while at < bytes.len() {
                         let end = (((offset + at) / SECTOR + 1) * SECTOR - offset).min(bytes.len());
                         if rng.chance(share) {
                             let sector = bytes[at..end].to_vec();
-                            let change = Change::Write { offset: offset + at, bytes: sector };
+                            let (offset, through) = (offset + at, false);
+                            let change = Change::Write { offset, bytes: sector, through };
                             apply(&change, &mut self.durable);
                             torn.sectors_kept += 1;
                         } else {

@@ -386,8 +386,7 @@ impl Disk for SimDisk {
                 inode
             }
         };
-        let from_disk = mode == Mode::ReadDirect;
-        Ok(Box::new(SimFile { disk: self.clone(), inode, path: path.to_owned(), from_disk }))
+        Ok(Box::new(SimFile { disk: self.clone(), inode, path: path.to_owned(), mode }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -503,7 +502,7 @@ struct SimFile {
     disk: SimDisk,
     inode: u64,
     path: PathBuf,
-    from_disk: bool,
+    mode: Mode,
 }
 
 impl SimFile {
@@ -530,7 +529,7 @@ impl RawFile for SimFile {
             let share = state.faults.read;
             state.fault(share, Errno::IO)?;
             let file = inode(state, at)?;
-            Ok(if self.from_disk {
+            Ok(if self.mode == Mode::ReadDirect {
                 file.read_from_disk(buffer, offset as usize)
             } else {
                 file.read(buffer, offset as usize)
@@ -563,7 +562,8 @@ impl RawFile for SimFile {
             if grows > 0 && state.used() + grows > state.capacity {
                 return Err(Errno::NOSPC.into());
             }
-            inode(state, at)?.write(&bytes[..length], offset as usize);
+            let through = self.mode == Mode::WriteThrough;
+            inode(state, at)?.write(&bytes[..length], offset as usize, through);
             Ok(length)
         })
     }
@@ -584,6 +584,8 @@ impl RawFile for SimFile {
             let Some(file) = inodes.get_mut(&at) else { return Err(eio()) };
             if failed.is_err() {
                 file.fail_sync(rng);
+            } else if !last && self.mode == Mode::WriteThrough {
+                file.sync_through();
             } else if !last {
                 file.sync();
             }
@@ -621,7 +623,7 @@ impl RawFile for SimFile {
             let file = inode(state, at)?;
             let end = ((offset + length) as usize).min(file.len());
             if (offset as usize) < end {
-                file.write(&vec![0; end - offset as usize], offset as usize);
+                file.write(&vec![0; end - offset as usize], offset as usize, false);
             }
             Ok(())
         })
