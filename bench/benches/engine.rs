@@ -1,12 +1,15 @@
-//! Pure parts of the engine: record heads, slot tables, checksums.
+//! The engine: record heads, slot tables, checksums, group commit, look-up.
 
+use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use reel_engine::SegmentNumber;
 use reel_engine::clock::Version;
 use reel_engine::format::record::{Layout, RecordHead, RecordKind};
 use reel_engine::format::table::{Entry, SlotState};
 use reel_engine::slots::SlotTable;
+use reel_engine::{Draft, ObjectId, SegmentNumber, Store, StoreOptions, Writer};
 use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const SALT: u32 = 0x5a17;
 
@@ -77,5 +80,59 @@ fn engine(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, engine);
+/// The whole path below the network: queue, encode, checksum, one durable write, answers.
+fn group_commit(c: &mut Criterion) {
+    let dir = tempfile::tempdir().expect("temp folder");
+    let next = AtomicU64::new(1);
+    let numbers = move || SegmentNumber::new(next.fetch_add(1, Ordering::Relaxed));
+    let options = StoreOptions::new([dir.path().to_owned()], Arc::new(numbers));
+    let (store, _) = Store::open(options).expect("opens");
+    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .enable_timer()
+        .build()
+        .expect("io_uring");
+    let writer = Writer::new(Arc::clone(&store));
+    let mut object = runtime.block_on(async {
+        monoio::spawn(writer.clone().run());
+        put(&store, &writer, 0).await
+    });
+    for waiting in [1, 64] {
+        c.bench_function(&format!("group commit of {waiting} x 4 KiB"), |b| {
+            b.iter(|| {
+                runtime.block_on(async {
+                    let puts: Vec<_> = (0..waiting)
+                        .map(|at| {
+                            let (store, writer) = (Arc::clone(&store), writer.clone());
+                            monoio::spawn(async move { put(&store, &writer, at).await })
+                        })
+                        .collect();
+                    for put in puts {
+                        object = put.await;
+                    }
+                });
+            });
+        });
+    }
+    c.bench_function("look-up by id", |b| b.iter(|| black_box(store.lookup(black_box(object)))));
+}
+
+async fn put(store: &Arc<Store>, writer: &Writer, name: usize) -> ObjectId {
+    let payload = Bytes::from_static(&[0x5a; 4096]);
+    let draft = Draft {
+        kind: RecordKind::Object,
+        user: "bench".to_owned(),
+        name: name.to_string(),
+        content_type: "video/mp4".to_owned(),
+        version: store.clock().next(),
+        modified_ms: 1,
+        target: None,
+        payload_crc: crc32fast::hash(&payload),
+        payload,
+    };
+    let stored = writer.put(draft).await.expect("stored");
+    store.settled(&stored.segment);
+    stored.object
+}
+
+criterion_group!(benches, engine, group_commit);
 criterion_main!(benches);
