@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use reel_control::catalog::{Catalog, Row};
+use reel_control::catalog::{Catalog, Row, Stamp, Write};
 
 use crate::harness::{Base, Role, bytes, delete, eventually, get, has, put, reel, wait_healthy};
 
@@ -260,6 +260,88 @@ fn a_lost_catalog_is_made_again_row_by_row() {
     let output = reel().arg("fsck").args(&folders).args(["--catalog", &empty]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stdout).contains("no row names object"));
+}
+
+#[test]
+fn the_sweep_buries_what_no_row_names_and_nothing_else() {
+    let base = Base::start();
+    let more = "[storage.upkeep]\nsweep_every = \"1 s\"\norphan_grace = \"1 ms\"\nshare = 100\n";
+    let config = base.storage_config(101, "node", more);
+    let node = Role::start("storage", base.dir.path(), &config).unwrap();
+    wait_healthy(&node.address);
+    let mut objects = Vec::new();
+    for index in 0..20 {
+        let answer = put(&node.address, &name(index), &bytes(index, 3_000)).unwrap();
+        objects.push(answer.json()["object"].as_str().unwrap().to_owned());
+    }
+    crate::harness::signal(node.pid(), rustix::process::Signal::TERM);
+    let data = base.dir.path().join("node");
+    eventually("the folder is free", || {
+        reel().arg("fsck").arg(&data).output().unwrap().status.success().then_some(())
+    });
+    // A delete whose tombstone was lost: the row is a mark, the object lives.
+    let url = format!("sqlite:{}", base.dir.path().join("catalog.db").display());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let catalog = Catalog::open(&url).await.unwrap();
+        let row = catalog.lookup("ann", "file-7").await.unwrap().unwrap();
+        let stamp = Stamp { hlc: row.stamp.hlc + 1, node: row.stamp.node };
+        let mark = Write::Mark { user: "ann".into(), name: "file-7".into(), stamp };
+        catalog.apply(&[mark]).await.unwrap();
+    });
+    let node = Role::start("storage", base.dir.path(), &config).unwrap();
+    wait_healthy(&node.address);
+    let by_id =
+        |index: usize| get(&node.address, &format!("/-/v1/objects/{}", objects[index])).unwrap();
+    eventually("the orphan is buried", || (by_id(7).status == 404).then_some(()));
+    for index in (0..20).filter(|index| *index != 7) {
+        assert_eq!(by_id(index).body, bytes(index as u64, 3_000));
+        assert_eq!(get(&node.address, &name(index as u64)).unwrap().status, 200);
+    }
+}
+
+#[test]
+fn what_the_scrub_finds_damaged_is_repaired_from_a_peer() {
+    let base = Base::start();
+    let more = "[storage.upkeep]\nscrub_every = \"1 s\"\nshare = 100\n";
+    let config = base.storage_config(101, "first", more);
+    let first = Role::start("storage", base.dir.path(), &config).unwrap();
+    let second = base.storage(102, "second", "");
+    wait_healthy(&first.address);
+    let mut objects = Vec::new();
+    for index in 0..20 {
+        let answer = put(&first.address, &name(index), &bytes(index, 9_000)).unwrap();
+        objects.push(answer.json()["object"].as_str().unwrap().to_owned());
+    }
+    for (index, object) in objects.iter().enumerate() {
+        eventually("the peer has a copy", || {
+            let answer = get(&second.address, &format!("/-/v1/objects/{object}")).unwrap();
+            (answer.status == 200 && answer.body == bytes(index as u64, 9_000)).then_some(())
+        });
+    }
+    crate::harness::signal(first.pid(), rustix::process::Signal::TERM);
+    let data = base.dir.path().join("first");
+    let fsck = || reel().arg("fsck").arg(&data).output().unwrap().status.success();
+    eventually("the folder is free, and clean", || fsck().then_some(()));
+    let wanted = bytes(5, 9_000);
+    let damaged = walk(&data).into_iter().find_map(|path| {
+        let content = std::fs::read(&path).unwrap();
+        let at = content.windows(wanted.len()).position(|window| window == wanted)?;
+        Some((path, content, at))
+    });
+    let (path, mut content, at) = damaged.unwrap();
+    content[at + 4_321] ^= 0x10;
+    std::fs::write(&path, &content).unwrap();
+    assert!(!fsck());
+    let first = Role::start("storage", base.dir.path(), &config).unwrap();
+    wait_healthy(&first.address);
+    eventually("it is repaired", || {
+        let metrics = String::from_utf8(get(&first.address, "/-/metrics").unwrap().body).unwrap();
+        metrics.contains("reel_repaired_objects_total 1").then_some(())
+    });
+    assert_eq!(get(&first.address, &name(5)).unwrap().body, wanted);
+    crate::harness::signal(first.pid(), rustix::process::Signal::TERM);
+    eventually("the folder is free, and clean again", || fsck().then_some(()));
 }
 
 #[test]
