@@ -13,7 +13,7 @@ use reel_engine::format::record::RecordKind;
 use reel_engine::upkeep::{Upkeep, UpkeepOptions};
 use reel_engine::{Draft, ObjectId, Store, read};
 
-use super::{Scratch, Shard, failed, on_shard, open};
+use super::{Scratch, Shard, failed, judge, on_shard, open};
 use crate::cluster::say;
 
 /// Arguments of `engine-compact`.
@@ -108,7 +108,8 @@ fn disk_bytes(dir: &Path) -> Result<u64> {
 pub(crate) fn run(args: &CompactArgs) -> Result<()> {
     let scratch = Scratch::new(&args.dir)?;
     let data = scratch.path().join("data");
-    on_shard(measure(args, &data))
+    on_shard(measure(args, &data))?;
+    judge(&data)
 }
 
 async fn measure(args: &CompactArgs, data: &Path) -> Result<()> {

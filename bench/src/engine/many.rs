@@ -10,7 +10,7 @@ use bytes::Bytes;
 use reel_engine::ObjectId;
 use reel_engine::disk::sim::Rng;
 
-use super::{Scratch, Shard, failed, on_shard, open};
+use super::{Scratch, Shard, failed, judge, on_shard, open};
 use crate::cluster::say;
 use crate::large::rss_anon;
 
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &ManyArgs) -> Result<()> {
     say(format_args!("after a clean end: {}", child("open")?));
     child("die")?;
     say(format_args!("after kill -9 in the middle of puts: {}", child("open")?));
-    Ok(())
+    judge(&data)
 }
 
 fn fill(dir: &Path, objects: u64) -> Result<()> {

@@ -116,6 +116,28 @@ impl Shard {
     }
 }
 
+/// Judges every byte of what a measurement left.
+fn judge(dir: &Path) -> Result<()> {
+    let disk = Arc::new(reel_engine::disk::RealDisk);
+    let folder = reel_engine::FolderOptions { path: dir.to_owned(), disk };
+    let started = std::time::Instant::now();
+    let report = reel_engine::upkeep::fsck(&folder, |_| {}).map_err(failed)?.report;
+    crate::cluster::say(format_args!(
+        "fsck: {} segments, {} objects, {} dead, {} tombstones, {} MiB in {:.0} s: {} findings",
+        report.segments,
+        report.objects,
+        report.dead,
+        report.tombstones,
+        report.bytes >> 20,
+        started.elapsed().as_secs_f64(),
+        report.findings.len()
+    ));
+    match report.findings.first() {
+        None => Ok(()),
+        Some(finding) => Err(Error::other(finding.to_string())),
+    }
+}
+
 /// User and system CPU seconds of this process.
 fn cpu_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
