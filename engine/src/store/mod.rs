@@ -333,7 +333,7 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`], [`Error::NoFolder`].
     pub fn has_room(&self, bytes: u64) -> Result<()> {
-        let folder = self.folder(self.place(bytes)?);
+        let folder = self.folder(self.place()?);
         if folder.free() < self.options.reserve_bytes.saturating_add(bytes) {
             return Err(Error::NoSpace { path: folder.path.clone() });
         }
@@ -341,7 +341,7 @@ impl Store {
     }
 
     /// The folder a new segment goes to: the one with the most free space of those that work.
-    pub(crate) fn place(&self, _bytes: u64) -> Result<u16> {
+    pub(crate) fn place(&self) -> Result<u16> {
         let working = self.folders.iter().enumerate().filter(|(_, folder)| !folder.is_failed());
         // The first of equals, so that a simulation repeats itself.
         let best = working.min_by_key(|(_, folder)| std::cmp::Reverse(folder.free()));
@@ -551,7 +551,7 @@ impl Store {
         number: SegmentNumber,
         direct: bool,
     ) -> Result<(DiskFile, u16)> {
-        let index = self.place(0)?;
+        let index = self.place()?;
         match self.create_file_in(number, index, direct) {
             Ok(file) => Ok((file, index)),
             Err(error) => {

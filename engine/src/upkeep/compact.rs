@@ -129,7 +129,7 @@ impl Compaction {
         let bytes = self.reader.bytes(entry.offset, entry.head_len as usize)?;
         let mut head = RecordHead::decode(&bytes, self.segment.header().salt)
             .map_err(|error| Error::damaged(path, entry.offset, format!("slot {slot}: {error}")))?;
-        if entry.state == SlotState::Tombstone && !self.must_keep(&head, slot) {
+        if entry.state == SlotState::Tombstone && !self.must_keep(&head) {
             return Ok(u64::from(entry.head_len));
         }
         head.generation = self.header.generation;
@@ -151,13 +151,13 @@ impl Compaction {
     }
 
     /// Whether a tombstone still has something to say.
-    fn must_keep(&self, head: &RecordHead, slot: u16) -> bool {
+    fn must_keep(&self, head: &RecordHead) -> bool {
         let young = || {
             let until = head.modified_ms.saturating_add(self.store.options.tombstone_keep_ms);
             self.store.clock().now_ms() < until
         };
         let Some(target) = head.target else { return true };
-        let fate = match self.fate(target, slot) {
+        let fate = match self.fate(target) {
             Fate::Gone | Fate::Unknown if self.store.ensure_entry(target.segment()).is_err() => {
                 Fate::Here
             }
@@ -171,7 +171,7 @@ impl Compaction {
         }
     }
 
-    fn fate(&self, target: ObjectId, _slot: u16) -> Fate {
+    fn fate(&self, target: ObjectId) -> Fate {
         let number = target.segment();
         if number == self.number() {
             // What is dead here goes with this very compaction.
