@@ -31,6 +31,7 @@ pub use error::{Error, Result};
 pub use id::{ObjectId, SegmentNumber};
 pub use segment::{Located, Segment};
 pub use store::{
-    Barrier, FolderOptions, FolderState, Known, NumberSource, Recovery, Store, StoreOptions,
+    Barrier, FolderOptions, FolderState, Known, NumberSource, Recovery, Stocking, Store,
+    StoreOptions,
 };
 pub use writer::{Draft, Stored, Writer};

@@ -23,7 +23,7 @@ use crate::format::trailer::{self, BLOCK_BYTES};
 use crate::format::{HEADER_BYTES, align};
 use crate::id::SegmentNumber;
 use crate::segment::Segment;
-use crate::store::Store;
+use crate::store::{Source, Store};
 use crate::writer::{Draft, Stored};
 
 /// Where the payload starts in a solo segment: behind the header page and the head page.
@@ -102,7 +102,8 @@ pub(crate) struct SoloFile {
 impl SoloFile {
     pub(crate) async fn create(store: &Arc<Store>, number: SegmentNumber) -> Result<Self> {
         let made = Arc::clone(store);
-        let (disk, folder) = store.pool().run(move || made.create_file(number, true)).await?;
+        let (disk, folder) =
+            store.pool().run(move || made.create_file(number, Source::NewDirect)).await?;
         let mut created = Self {
             store: Arc::clone(store),
             number,

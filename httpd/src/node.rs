@@ -210,6 +210,7 @@ fn open_store(
         node: config.id,
         group: config.group,
         segment_bytes: config.segment_bytes.0,
+        prewrite_bytes: config.prewrite.0,
         reserve_bytes: config.reserve.0,
         open_segments: config.open_segments,
         barrier: Arc::new(barrier(catalog_url)),

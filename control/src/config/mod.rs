@@ -167,6 +167,9 @@ pub struct StorageConfig {
     /// Bytes after which a packed segment is sealed.
     #[serde(default = "default_segment")]
     pub segment_bytes: ByteSize,
+    /// Bytes of space written before that are kept ready for commits.
+    #[serde(default = "default_prewrite")]
+    pub prewrite: ByteSize,
     /// From this size on an upload gets a segment of its own.
     #[serde(default = "default_solo")]
     pub solo_bytes: ByteSize,
@@ -359,6 +362,9 @@ fn default_ack() -> Ack {
 }
 fn default_segment() -> ByteSize {
     ByteSize(256 << 20)
+}
+fn default_prewrite() -> ByteSize {
+    ByteSize(1 << 30)
 }
 fn default_solo() -> ByteSize {
     ByteSize(1 << 20)

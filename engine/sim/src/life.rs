@@ -67,6 +67,7 @@ fn options(world: &World, executor: &Executor) -> StoreOptions {
             .map(|path| FolderOptions { path: path.clone(), disk: Arc::clone(&disk) })
             .collect(),
         segment_bytes: world.segment_bytes,
+        prewrite_bytes: 2 * world.segment_bytes,
         open_segments: 4,
         pool: Some(executor.pool()),
         barrier: Arc::new(move || {
@@ -433,6 +434,9 @@ impl Life {
             for _ in 0..self.below(12) {
                 pause().await;
             }
+            if self.below(4) == 0 {
+                self.stock().await;
+            }
             let numbers = self.store.list(None, usize::MAX);
             if numbers.is_empty() {
                 continue;
@@ -443,6 +447,23 @@ impl Life {
             } else {
                 self.compact(number).await;
             }
+        }
+    }
+
+    async fn stock(&self) {
+        let store = Arc::clone(&self.store);
+        let begun = self.store.pool().run(move || store.begin_stocking()).await;
+        let Ok(Some(mut stocking)) = begun else { return };
+        loop {
+            let stepped = self.store.pool().run(move || {
+                let done = stocking.step()?;
+                Ok((stocking, done))
+            });
+            match stepped.await {
+                Ok((again, false)) => stocking = again,
+                _ => return,
+            }
+            pause().await;
         }
     }
 

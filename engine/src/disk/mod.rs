@@ -27,7 +27,7 @@ pub use map::Map;
 pub use pool::{DiskPool, Job, Queue};
 pub use real::RealDisk;
 pub use shard_file::ShardFile;
-pub use volume::{DiskFile, Volume};
+pub use volume::{DiskFile, Volume, ZeroFill};
 
 /// Why a sync is made: what would be lost without it. Named in errors and metrics; the simulator
 /// takes each out in turn to show that it is needed.

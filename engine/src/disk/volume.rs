@@ -175,19 +175,39 @@ impl Volume {
         to: u64,
         hurried: impl Fn(f64) -> bool,
     ) -> Result<()> {
-        let mut zeros = super::Piece::default();
-        zeros.fill(&vec![0; ZERO_STEP as usize]);
-        file.allocate(to)?;
-        let mut at = 0;
-        while at < to {
-            let now = (to - at).min(ZERO_STEP);
-            file.write_all_at(&zeros.as_ref()[..now as usize], at)?;
-            at += now;
-            if !hurried(at as f64 / to as f64) {
+        let mut fill = ZeroFill::begin(file, to)?;
+        while !fill.step(file)? {
+            if !hurried(fill.at as f64 / to as f64) {
                 self.pause(ZERO_PAUSE);
             }
         }
         Ok(())
+    }
+}
+
+/// Zeros being written over the beginning of a file.
+#[derive(Debug)]
+pub struct ZeroFill {
+    zeros: super::Piece,
+    at: u64,
+    to: u64,
+}
+
+impl ZeroFill {
+    /// Reserves the space.
+    pub fn begin(file: &DiskFile, to: u64) -> Result<Self> {
+        file.allocate(to)?;
+        let mut zeros = super::Piece::default();
+        zeros.fill(&vec![0; ZERO_STEP as usize]);
+        Ok(Self { zeros, at: 0, to })
+    }
+
+    /// Writes the next step, unsynced; true when all is written.
+    pub fn step(&mut self, file: &DiskFile) -> Result<bool> {
+        let now = (self.to - self.at).min(ZERO_STEP);
+        file.write_all_at(&self.zeros.as_ref()[..now as usize], self.at)?;
+        self.at += now;
+        Ok(self.at == self.to)
     }
 }
 

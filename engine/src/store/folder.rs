@@ -85,6 +85,7 @@ impl Folder {
         }
         let superblock = self.superblock(options, instance)?;
         self.ensure_dir(&self.path.join("active"))?;
+        super::stock::clear(&self.volume, &self.path)?;
         self.refresh_space()?;
         Ok(superblock)
     }

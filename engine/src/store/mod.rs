@@ -5,6 +5,7 @@ mod folder;
 mod handles;
 mod rebuild;
 mod settle;
+mod stock;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -32,6 +33,8 @@ use folder::list_and_tidy;
 pub(crate) use folder::{Folder, list_segments};
 pub use folder::{FolderOptions, FolderState};
 use handles::Handles;
+pub use stock::Stocking;
+use stock::{Stock, Stocked};
 
 /// Gives the next segment number from the leases in hand; `None` when there is none.
 pub type NumberSource = Arc<dyn Fn() -> Option<SegmentNumber> + Send + Sync>;
@@ -54,6 +57,8 @@ pub struct StoreOptions {
     pub segment_bytes: u64,
     /// Bytes that uploads leave free in each folder, so that deletes and compaction still work.
     pub reserve_bytes: u64,
+    /// Bytes of space written before that are kept ready for commits, over all folders; 0 for none.
+    pub prewrite_bytes: u64,
     /// Segments that are kept open (one descriptor and one mapping each).
     pub open_segments: usize,
     /// Where blocking calls are made; `None` for [`DISK_THREADS`] threads.
@@ -87,6 +92,7 @@ impl StoreOptions {
             group: 1,
             segment_bytes: 256 << 20,
             reserve_bytes: 0,
+            prewrite_bytes: 1 << 30,
             open_segments: 4096,
             pool: None,
             numbers,
@@ -158,6 +164,7 @@ pub struct Store {
     rebuilding: Mutex<()>,
     /// Segments worth compacting.
     candidates: Mutex<BTreeSet<SegmentNumber>>,
+    stock: Stock,
     changes: Mutex<Changes>,
     grown: Signal,
 }
@@ -177,6 +184,17 @@ pub(crate) struct Fresh {
     /// For commits that need no sync of their own; where the file system can, and space was written
     /// before.
     pub(crate) through: Option<DiskFile>,
+}
+
+/// Where a new segment's file comes from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// It is created, and grows.
+    New,
+    /// It is created for writes that bypass the page cache.
+    NewDirect,
+    /// Its space was written before.
+    Stock(Stocked),
 }
 
 /// How much of the active segment is used: what writes the next one ahead keeps up with it.
@@ -251,6 +269,7 @@ impl Store {
             switching: RwLock::default(),
             rebuilding: Mutex::default(),
             candidates: Mutex::default(),
+            stock: Stock::default(),
             changes: Mutex::default(),
             grown: Signal::default(),
             superblock,
@@ -296,6 +315,8 @@ impl Store {
                 }
             } else if let Err(error) = folder.refresh_space() {
                 folder.fail(&error);
+            } else {
+                self.release_stock(index as u16);
             }
         }
     }
@@ -484,8 +505,9 @@ impl Store {
         })
     }
 
-    /// Makes an empty packed segment: file, header, folder entries and marker. With `ahead` its
-    /// whole space is written with zeros first, in steps, if there is room.
+    /// Makes an empty packed segment: file, header, folder entries and marker. With `ahead` in space
+    /// that was written before: from the stock, or else filled with zeros first, in steps, if there is
+    /// room.
     pub(crate) fn create_packed(self: &Arc<Self>, ahead: Option<Arc<Demand>>) -> Job<Fresh> {
         let store = Arc::clone(self);
         self.pool.run(move || {
@@ -501,9 +523,16 @@ impl Store {
         ahead: Option<&Demand>,
     ) -> Result<Fresh> {
         let bytes = self.options.segment_bytes;
-        let ahead = ahead.filter(|_| self.has_room(bytes).is_ok());
-        let (file, index) = self.create_file(header.number, ahead.is_some())?;
-        let written = ahead.map_or(Ok(()), |demand| {
+        let stocked = ahead.and_then(|_| self.take_stocked());
+        let prewritten = stocked.is_some() || ahead.is_some() && self.has_room(bytes).is_ok();
+        let demand = ahead.filter(|_| prewritten && stocked.is_none());
+        let source = match stocked {
+            Some(stocked) => Source::Stock(stocked),
+            None if prewritten => Source::NewDirect,
+            None => Source::New,
+        };
+        let (file, index) = self.create_file(header.number, source)?;
+        let written = demand.map_or(Ok(()), |demand| {
             self.folder(index).take_space(bytes);
             let hurried = |done: f64| done < demand.share() + 0.125;
             self.folder(index).volume.fill_with_zeros(&file, bytes, hurried)
@@ -518,7 +547,6 @@ impl Store {
         let content = Segment::packed(SlotTable::active());
         let segment = Arc::new(Segment::new(header, index, file, content, HEADER_BYTES, false));
         self.register(Arc::clone(&segment));
-        let prewritten = ahead.is_some();
         let through = match self.volume(index).open_through(segment.path()) {
             Ok(file) if prewritten => Some(file),
             // Commits are written and synced then.
@@ -549,13 +577,19 @@ impl Store {
     pub(crate) fn create_file(
         &self,
         number: SegmentNumber,
-        direct: bool,
+        source: Source,
     ) -> Result<(DiskFile, u16)> {
-        let index = self.place()?;
-        match self.create_file_in(number, index, direct) {
+        let index = match &source {
+            Source::Stock(stocked) => stocked.folder,
+            Source::New | Source::NewDirect => self.place()?,
+        };
+        match self.create_file_in(number, index, &source) {
             Ok(file) => Ok((file, index)),
             Err(error) => {
                 let error = self.note_failure(index, error);
+                if let Source::Stock(stocked) = &source {
+                    self.discard(&stocked.path, index);
+                }
                 if self.remove_unfinished(number, index).is_err() {
                     tracing::debug!(segment = %number, "what is left of it is removed at the next start");
                 }
@@ -564,7 +598,12 @@ impl Store {
         }
     }
 
-    fn create_file_in(&self, number: SegmentNumber, index: u16, direct: bool) -> Result<DiskFile> {
+    fn create_file_in(
+        &self,
+        number: SegmentNumber,
+        index: u16,
+        source: &Source,
+    ) -> Result<DiskFile> {
         let Folder { path: root, volume, .. } = self.folder(index);
         let path = root.join(number.path());
         let parent = path.parent().unwrap_or(root);
@@ -574,7 +613,11 @@ impl Store {
         self.marked.lock().insert(number);
         volume.sync_dir(&root.join("active"), SyncPoint::MarkerEntry)?;
         self.folder(index).ensure_dir(parent)?;
-        let file = if direct { volume.create_direct(&path) } else { volume.create(&path) }?;
+        let file = match source {
+            Source::New => volume.create(&path)?,
+            Source::NewDirect => volume.create_direct(&path)?,
+            Source::Stock(stocked) => self.rename_stocked(stocked, &path)?,
+        };
         self.known.write().insert(number, index);
         volume.sync_dir(parent, SyncPoint::SegmentEntry)?;
         Ok(file)

@@ -1,5 +1,5 @@
-//! What goes on in the background, within a share of the disks' time: compaction, the scrub, and a
-//! survey of all segments after a start.
+//! What goes on in the background, within a share of the disks' time: compaction, the scrub, space
+//! written ahead, and a survey of all segments after a start.
 
 pub(crate) mod check;
 mod compact;
@@ -138,6 +138,17 @@ pub fn compact_now(store: &Arc<Store>) -> Result<u64> {
     Ok(freed)
 }
 
+/// Fills the stock of space written before, at full speed. Blocking.
+///
+/// # Errors
+/// The first.
+pub fn stock_now(store: &Arc<Store>) -> Result<()> {
+    while let Some(mut stocking) = store.begin_stocking()? {
+        while !stocking.step()? {}
+    }
+    Ok(())
+}
+
 struct Worker {
     store: Arc<Store>,
     options: UpkeepOptions,
@@ -150,7 +161,7 @@ impl Worker {
             return;
         }
         let mut next_scrub = Instant::now() + self.options.scrub_every;
-        while self.compact_all() && self.control.sleep(LOOK) {
+        while self.stock() && self.compact_all() && self.control.sleep(LOOK) {
             if Instant::now() >= next_scrub {
                 next_scrub += self.options.scrub_every;
                 if !self.scrub() {
@@ -194,6 +205,35 @@ impl Worker {
             }
             self.rest(started.elapsed())
         })
+    }
+
+    /// Writes space ahead for the shards' commits.
+    fn stock(&self) -> bool {
+        loop {
+            let mut stocking = match self.store.begin_stocking() {
+                Ok(Some(stocking)) => stocking,
+                Ok(None) => return true,
+                Err(error) => {
+                    tracing::warn!(%error, "no space written ahead");
+                    return true;
+                }
+            };
+            loop {
+                let began = Instant::now();
+                let stepped = stocking.step();
+                if !self.rest(began.elapsed()) {
+                    return false;
+                }
+                match stepped {
+                    Ok(false) => {}
+                    Ok(true) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "no space written ahead");
+                        return true;
+                    }
+                }
+            }
+        }
     }
 
     fn compact_all(&self) -> bool {
