@@ -20,6 +20,8 @@ use crate::error::Result;
 const STOCK: &str = "stock";
 /// Segments that a folder must have room for, beside the reserve, to be stocked.
 const ROOM_TO_STOCK: u64 = 8;
+/// The stock takes at most one part in so many of what is free.
+const SHARE_OF_FREE: u64 = 16;
 /// Below this room, in segments, the stock is given back.
 const ROOM_TO_KEEP: u64 = 2;
 
@@ -100,14 +102,15 @@ impl Store {
     /// The disk's.
     pub fn begin_stocking(self: &Arc<Self>) -> Result<Option<Stocking>> {
         let bytes = self.options.segment_bytes;
-        let in_hand = self.stock.files.lock().len() as u64;
-        let enough = (in_hand + 1) * bytes > self.options.prewrite_bytes;
+        let with_next = (self.stock.files.lock().len() as u64 + 1) * bytes;
+        let enough = with_next > self.options.prewrite_bytes;
         if enough || !self.stock.wanted.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let index = self.place()?;
         let folder = self.folder(index);
-        if folder.free() < self.options.reserve_bytes + ROOM_TO_STOCK * bytes {
+        let room = folder.free().saturating_sub(self.options.reserve_bytes);
+        if room < (ROOM_TO_STOCK * bytes).max(SHARE_OF_FREE * with_next) {
             return Ok(None);
         }
         let dir = folder.path.join(STOCK);
