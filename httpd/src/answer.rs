@@ -1,5 +1,6 @@
 //! Answers: errors with the status that fits them, CORS, JSON. The same for nodes and HTTP servers.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use reel_control::catalog::CatalogError;
@@ -78,16 +79,32 @@ impl From<Error> for Problem {
 pub(crate) struct Answers {
     date: DateCache,
     cors: CorsConfig,
+    /// Status line to cross-origin fields of a 200, and the date it was made for.
+    ok: RefCell<(Rc<str>, Box<[u8]>)>,
 }
 
 impl Answers {
     pub(crate) fn new(cors: CorsConfig) -> Self {
-        Self { date: DateCache::new(), cors }
+        Self { date: DateCache::new(), cors, ok: RefCell::new((Rc::from(""), Box::default())) }
     }
 
     /// The date for response heads.
     pub(crate) fn date(&self) -> Rc<str> {
         self.date.get()
+    }
+
+    /// Appends the beginning of a 200 to a GET.
+    pub(crate) fn begin(&self, out: &mut Vec<u8>) {
+        let date = self.date.get();
+        let mut ok = self.ok.borrow_mut();
+        if !Rc::ptr_eq(&ok.0, &date) {
+            let mut head = Head::new(200, &date);
+            if !self.cors.allow_origin.is_empty() {
+                cross_origin(&mut head, &self.cors.allow_origin);
+            }
+            *ok = (date, head.unfinished().into());
+        }
+        out.extend_from_slice(&ok.1);
     }
 
     /// A head with the date and, where they are due, the cross-origin fields.

@@ -1,21 +1,19 @@
 //! A connection of a shard: buffered input, gathered output, bodies in and out, all with time limits.
 //!
 //! The socket is non-blocking; system calls are made on the spot, and when one would block the
-//! task awaits readiness through the shard's ring. So nothing in flight owns a buffer, and every
-//! wait may be cut short.
-
-#![expect(unsafe_code, reason = "borrows the descriptor of a monoio stream")]
+//! task awaits readiness ([`crate::reactor`]). So nothing in flight owns a buffer, and every wait may
+//! be cut short.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use monoio::net::TcpStream;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use crate::http::body::Decoder;
+use crate::reactor::{Socket, TimedOut, yield_now};
 
 /// Bytes read from a socket at a time into the input buffer.
 const READ_BYTES: usize = 16 * 1024;
@@ -50,8 +48,14 @@ impl From<Errno> for ConnError {
     }
 }
 
+impl From<TimedOut> for ConnError {
+    fn from(_: TimedOut) -> Self {
+        Self::Stalled
+    }
+}
+
 pub(crate) struct Conn {
-    stream: TcpStream,
+    socket: Socket,
     input: Vec<u8>,
     /// Input before this was used up.
     start: usize,
@@ -65,24 +69,22 @@ pub(crate) struct Conn {
 
 impl Conn {
     /// Takes over a connected socket. `stall` is how long a body may go without progress.
-    pub(crate) fn new(stream: TcpStream, stall: Duration) -> Result<Self, ConnError> {
-        let conn = Self {
-            stream,
+    pub(crate) fn new(socket: OwnedFd, stall: Duration) -> Result<Self, ConnError> {
+        // Without it small answers wait for acknowledgements of earlier ones.
+        rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+        Ok(Self {
+            socket: Socket::adopt(socket)?,
             input: Vec::new(),
             start: 0,
             out: Vec::new(),
             stall,
             body: Decoder::new(crate::http::request::Framing::None),
             sent: 0,
-        };
-        rustix::io::ioctl_fionbio(conn.fd(), true)?;
-        // Without it small answers wait for acknowledgements of earlier ones.
-        rustix::net::sockopt::set_tcp_nodelay(conn.fd(), true)?;
-        Ok(conn)
+        })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        fd_of(&self.stream)
+        self.socket.fd()
     }
 
     /// Input that has come and is not used up.
@@ -95,25 +97,13 @@ impl Conn {
         self.start += bytes;
         if self.start == self.input.len() {
             self.start = 0;
-            self.input.clear();
-            if self.input.capacity() > READ_BYTES * 4 {
-                self.input = Vec::new();
-            }
-        }
-    }
-
-    async fn readable(&self, limit: Duration) -> Result<(), ConnError> {
-        match monoio::time::timeout(limit, self.stream.readable(false)).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(ConnError::Stalled),
+            buffers::give(std::mem::take(&mut self.input));
         }
     }
 
     async fn writable(&self) -> Result<(), ConnError> {
-        match monoio::time::timeout(self.stall, self.stream.writable(false)).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(ConnError::Stalled),
-        }
+        self.socket.filled();
+        Ok(self.socket.writable(self.stall).await?)
     }
 
     /// Waits for more input, at most `limit`; what was gathered is sent before.
@@ -124,17 +114,27 @@ impl Conn {
             self.start = 0;
         }
         loop {
+            if !self.socket.may_read() {
+                self.socket.readable(limit).await?;
+            }
+            if self.input.capacity() == 0 {
+                self.input = buffers::take();
+            }
             self.input.reserve(READ_BYTES);
-            let fd = fd_of(&self.stream);
-            match rustix::io::read(fd, spare_capacity(&mut self.input)) {
+            match rustix::io::read(self.socket.fd(), spare_capacity(&mut self.input)) {
                 Ok(0) => return Err(ConnError::Closed),
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    if self.input.len() < self.input.capacity() {
+                        self.socket.read_short();
+                    }
+                    return Ok(());
+                }
                 Err(Errno::AGAIN) => {
                     // A waiting connection keeps no buffer.
                     if self.input.is_empty() {
-                        self.input = Vec::new();
+                        buffers::give(std::mem::take(&mut self.input));
                     }
-                    self.readable(limit).await?;
+                    self.socket.drained();
                 }
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -208,7 +208,10 @@ impl Conn {
         // The spare capacity may be larger than what is wanted: a bounded piece is read then.
         let exact = into.capacity() - before == want;
         loop {
-            let fd = fd_of(&self.stream);
+            if !self.socket.may_read() {
+                self.socket.readable(self.stall).await?;
+            }
+            let fd = self.socket.fd();
             let result = if exact {
                 rustix::io::read(fd, spare_capacity(into))
             } else {
@@ -223,17 +226,30 @@ impl Conn {
                     self.body.step(&into[before..before + read])?;
                     return Ok(());
                 }
-                Err(Errno::AGAIN) => self.readable(self.stall).await?,
+                Err(Errno::AGAIN) => self.socket.drained(),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
+    /// The gathered output, to be appended to; [`Conn::flush_if_full`] must follow.
+    pub(crate) fn out(&mut self) -> &mut Vec<u8> {
+        if self.out.capacity() == 0 {
+            self.out = buffers::take();
+        }
+        &mut self.out
+    }
+
+    /// Sends what was gathered when it is much.
+    pub(crate) async fn flush_if_full(&mut self) -> Result<(), ConnError> {
+        if self.out.len() >= GATHER_BYTES { self.flush().await } else { Ok(()) }
+    }
+
     /// Gathers output; it goes out with what follows, at the latest before the connection waits.
     pub(crate) async fn queue(&mut self, bytes: &[u8]) -> Result<(), ConnError> {
-        self.out.extend_from_slice(bytes);
-        if self.out.len() >= GATHER_BYTES { self.flush().await } else { Ok(()) }
+        self.out().extend_from_slice(bytes);
+        self.flush_if_full().await
     }
 
     /// Sends what was gathered.
@@ -243,10 +259,7 @@ impl Conn {
         }
         let out = std::mem::take(&mut self.out);
         self.send_all(&out, SendFlags::NOSIGNAL).await?;
-        if out.capacity() <= READ_BYTES {
-            self.out = out;
-            self.out.clear();
-        }
+        buffers::give(out);
         Ok(())
     }
 
@@ -274,7 +287,9 @@ impl Conn {
     /// Sends what was gathered, telling the kernel that a file follows (one segment for both).
     pub(crate) async fn flush_before_file(&mut self) -> Result<(), ConnError> {
         let out = std::mem::take(&mut self.out);
-        self.send_all(&out, SendFlags::NOSIGNAL | SendFlags::MORE).await
+        self.send_all(&out, SendFlags::NOSIGNAL | SendFlags::MORE).await?;
+        buffers::give(out);
+        Ok(())
     }
 
     /// Sends a part of a file from the page cache, without a copy through this process.
@@ -294,7 +309,7 @@ impl Conn {
                     self.sent += sent as u64;
                     if sent == portion && at < end {
                         // A fast reader on this shard gives the others a turn.
-                        self.writable().await?;
+                        yield_now().await;
                     }
                 }
                 Err(Errno::AGAIN) => self.writable().await?,
@@ -306,8 +321,35 @@ impl Conn {
     }
 }
 
-/// The stream's descriptor, for system calls.
-fn fd_of(stream: &TcpStream) -> BorrowedFd<'_> {
-    // SAFETY: the stream owns the descriptor and lives as long as the borrow.
-    unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) }
+/// Buffers that connections of a shard lend each other while bytes pass.
+mod buffers {
+    use std::cell::RefCell;
+
+    use super::READ_BYTES;
+
+    /// Buffers kept.
+    const KEPT: usize = 64;
+    /// Bytes of the largest that is kept.
+    const LARGEST: usize = 4 * READ_BYTES;
+
+    thread_local! {
+        static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// An empty buffer with room for what a socket gives at a time.
+    pub(super) fn take() -> Vec<u8> {
+        FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(READ_BYTES))
+    }
+
+    /// Gives a buffer back.
+    pub(super) fn give(mut buffer: Vec<u8>) {
+        if (READ_BYTES..=LARGEST).contains(&buffer.capacity()) {
+            buffer.clear();
+            FREE.with_borrow_mut(|free| {
+                if free.len() < KEPT {
+                    free.push(buffer);
+                }
+            });
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod conn;
 mod gateway;
 pub mod http;
 mod node;
+mod reactor;
 mod replicate;
 mod shard;
 mod side;

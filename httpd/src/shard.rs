@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use monoio::net::TcpStream;
 use reel_control::config::LimitsConfig;
 use reel_engine::signal::Signal;
 use rustix::net::sockopt;
 
 use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
-use crate::http::request::{self, Method, Request};
+use crate::http::request::{self, Framing, Method, Request};
 use crate::http::response::{Head, error_body};
+use crate::reactor;
 
 /// Connections that wait in the kernel for a shard.
 const BACKLOG: i32 = 4096;
@@ -58,6 +58,10 @@ impl Stop {
 pub(crate) trait Service: 'static {
     /// Answers one request. The connection goes on unless this fails or [`Answered::close`].
     async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError>;
+    /// Answers what needs no waiting; `None`, and nothing done, for all else.
+    fn serve_at_once(&self, _conn: &mut Conn, _request: &Request) -> Option<Answered> {
+        None
+    }
     /// The date for response heads.
     fn date(&self) -> Rc<str>;
 }
@@ -183,11 +187,12 @@ async fn accept_loop<S: Service>(
             Ok((stream, _)) => {
                 activity.connections.set(activity.connections.get() + 1);
                 open.increment(1);
+                let socket = reactor::owned(stream);
                 let (service, limits, stop) = (Rc::clone(service), Rc::clone(limits), stop.clone());
                 let (activity, open) = (Rc::clone(activity), open.clone());
                 monoio::spawn(async move {
                     if let Err(error) =
-                        connection(stream, &*service, &limits, &stop, &activity).await
+                        connection(socket, &*service, &limits, &stop, &activity).await
                     {
                         tracing::debug!(%error, "connection ended");
                     }
@@ -205,13 +210,13 @@ async fn accept_loop<S: Service>(
 }
 
 async fn connection<S: Service>(
-    stream: TcpStream,
+    socket: std::os::fd::OwnedFd,
     service: &S,
     limits: &LimitsConfig,
     stop: &Stop,
     activity: &Activity,
 ) -> Result<(), ConnError> {
-    let mut conn = Conn::new(stream, limits.stall_timeout.0)?;
+    let mut conn = Conn::new(socket, limits.stall_timeout.0)?;
     let mut first = true;
     loop {
         let request = match read_head(&mut conn, limits, first).await {
@@ -229,6 +234,13 @@ async fn connection<S: Service>(
             }
         };
         first = false;
+        if request.framing == Framing::None
+            && !stop.is_stopping()
+            && service.serve_at_once(&mut conn, &request).is_some_and(|answered| !answered.close)
+        {
+            conn.flush_if_full().await?;
+            continue;
+        }
         conn.body = Decoder::new(request.framing);
         activity.requests.set(activity.requests.get() + 1);
         let answered = service.serve(&mut conn, &request).await;

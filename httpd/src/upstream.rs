@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use monoio::net::TcpStream;
+use crate::reactor;
 
 use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
@@ -121,8 +121,8 @@ impl Upstreams {
 
     /// A fresh connection.
     pub(crate) async fn connect(&self, address: SocketAddr) -> Result<Conn, ConnError> {
-        match monoio::time::timeout(CONNECT, TcpStream::connect_addr(address)).await {
-            Ok(stream) => Conn::new(stream?, STALL),
+        match monoio::time::timeout(CONNECT, reactor::connect(address)).await {
+            Ok(socket) => Conn::new(socket?, STALL),
             Err(_) => Err(ConnError::Stalled),
         }
     }

@@ -188,6 +188,9 @@ pub struct StorageConfig {
     /// Names a shard remembers.
     #[serde(default = "default_name_cache")]
     pub name_cache: usize,
+    /// Bytes of small files that a shard keeps in memory.
+    #[serde(default = "default_body_cache")]
+    pub body_cache: ByteSize,
     /// Age after which a remembered name is asked of the catalog again, beside the answer.
     #[serde(default = "default_name_age")]
     pub name_age: Span,
@@ -362,6 +365,9 @@ fn default_ack() -> Ack {
 }
 fn default_segment() -> ByteSize {
     ByteSize(256 << 20)
+}
+fn default_body_cache() -> ByteSize {
+    ByteSize(32 << 20)
 }
 fn default_prewrite() -> ByteSize {
     ByteSize(1 << 30)

@@ -1,5 +1,7 @@
 //! Request heads.
 
+use std::mem::MaybeUninit;
+
 /// Headers of one request; more are answered with 431.
 const MAX_HEADERS: usize = 64;
 /// The longest request target in bytes; a longer one is answered with 414.
@@ -71,8 +73,6 @@ pub struct Request {
 /// Header fields this server looks at; `None` when absent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fields {
-    /// `Host`
-    pub host: Option<String>,
     /// `Range`
     pub range: Option<String>,
     /// `If-Range`
@@ -93,6 +93,17 @@ pub struct Fields {
     pub content_crc32: Option<String>,
     /// `Access-Control-Request-Headers`
     pub request_headers: Option<String>,
+}
+
+impl Fields {
+    /// Whether nothing is asked of a GET but the file: no range, no condition.
+    pub fn are_plain(&self) -> bool {
+        self.range.is_none()
+            && self.if_match.is_none()
+            && self.if_none_match.is_none()
+            && self.if_modified_since.is_none()
+            && self.if_unmodified_since.is_none()
+    }
 }
 
 /// A head that is refused: the connection is closed after the answer.
@@ -117,9 +128,9 @@ pub const TOO_BIG: Refused = refused(431, "header_too_big", "the request head is
 /// Reads a head at the start of `bytes`: the request and the bytes it took, or `None` while it is
 /// not complete.
 pub fn parse(bytes: &[u8]) -> Result<Option<(Request, usize)>, Refused> {
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut head = httparse::Request::new(&mut headers);
-    let used = match head.parse(bytes) {
+    let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut head = httparse::Request::new(&mut []);
+    let used = match head.parse_with_uninit_headers(bytes, &mut headers) {
         Ok(httparse::Status::Complete(used)) => used,
         Ok(httparse::Status::Partial) => {
             let line = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
@@ -220,7 +231,7 @@ impl Seen {
         let slot = match &*lower {
             b"host" => {
                 self.hosts += 1;
-                &mut fields.host
+                return text(value).map(drop);
             }
             b"range" => &mut fields.range,
             b"if-range" => &mut fields.if_range,

@@ -56,6 +56,7 @@ impl Head {
     }
 
     /// Adds a field. A value with a line break would be another field: it is left out.
+    #[inline]
     pub fn field(&mut self, name: &str, value: impl Display) -> &mut Self {
         let start = self.text.len();
         let _ = write!(self.text, "{name}: {value}\r\n");
@@ -73,6 +74,11 @@ impl Head {
             (true, false) => self.field("Connection", "keep-alive"),
             (true, true) => self,
         }
+    }
+
+    /// The bytes so far, for a head that is put together elsewhere.
+    pub fn unfinished(self) -> Vec<u8> {
+        self.text.into_bytes()
     }
 
     /// The bytes, with the empty line at the end.

@@ -22,7 +22,7 @@ use crate::upstream::Response;
 
 /// Payloads up to this size are read into memory, checked and sent in one piece with their head;
 /// larger ones go by sendfile.
-const SMALL_BYTES: u64 = 64 * 1024;
+const SMALL_BYTES: u64 = 32 * 1024;
 /// The boundary of multipart answers; it need not be unpredictable for ranges of one's own file,
 /// only absent from the part heads.
 const BOUNDARY: &str = "reel-part-5e1f0b77c2";
@@ -92,7 +92,7 @@ impl StorageShard {
                 monoio::spawn(async move {
                     let epoch = shard.node.epochs.of(&user, &name);
                     match shard.node.catalog.lookup(&user, &name).await {
-                        Ok(Some(row)) => drop(shard.names.insert(row, epoch)),
+                        Ok(Some(row)) => drop(shard.names.insert(row, &shard.node.epochs, epoch)),
                         Ok(None) => shard.names.remove(&user, &name),
                         Err(_) => shard.names.ask_later(&user, &name),
                     }
@@ -103,7 +103,7 @@ impl StorageShard {
             Remembered::Unknown => None,
         };
         match self.node.catalog.lookup(user, name).await {
-            Ok(Some(row)) => Ok(Some(self.names.insert(row, epoch))),
+            Ok(Some(row)) => Ok(Some(self.names.insert(row, &self.node.epochs, epoch))),
             Ok(None) => {
                 self.names.remove(user, name);
                 Ok(None)
@@ -240,7 +240,10 @@ impl StorageShard {
         let head_only = request.method == Method::Head;
         let small = if located.length <= SMALL_BYTES && !head_only {
             let slot = ObjectId::from_u64(row.object).slot();
-            Some(read::read_checked(&self.node.store, segment, slot, located, Vec::new()).await?)
+            let body =
+                read::read_checked(&self.node.store, segment, slot, located, Vec::new()).await?;
+            self.bodies.offer(row.object, &body);
+            Some(body)
         } else {
             None
         };

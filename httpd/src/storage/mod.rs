@@ -4,6 +4,7 @@ mod acks;
 mod admin;
 mod delete;
 mod get;
+mod hot;
 mod names;
 mod offer;
 mod put;
@@ -68,6 +69,7 @@ pub(crate) struct StorageShard {
     pub(crate) stage: CatalogStage,
     pub(crate) upstreams: Upstreams,
     names: NameCache,
+    bodies: hot::Bodies,
     groups: RefCell<HashMap<String, u32>>,
     /// Segments seen lately; the store decides how long they stay open, and what compaction replaced
     /// is let go.
@@ -89,6 +91,7 @@ impl StorageShard {
             stage: CatalogStage::new(node.catalog.clone()),
             upstreams: Upstreams::new(PEER_CONNECTIONS),
             names: NameCache::new(node.config.name_cache, node.config.name_age.0),
+            bodies: hot::Bodies::new(node.config.body_cache.0 as usize),
             groups: RefCell::default(),
             segments: RefCell::default(),
             upload_bytes: Cell::new(0),
@@ -169,6 +172,15 @@ impl Service for Rc<StorageShard> {
         let status = result.as_ref().map_or(499, |answered| answered.status);
         self.metrics.count(request.method, status, conn.sent.saturating_sub(before), started);
         result
+    }
+
+    fn serve_at_once(&self, conn: &mut Conn, request: &Request) -> Option<Answered> {
+        let started = Instant::now();
+        let before = conn.out().len();
+        let answered = self.answer_hot(conn, request, started)?;
+        let bytes = (conn.out().len() - before) as u64;
+        self.metrics.count(request.method, answered.status, bytes, started);
+        Some(answered)
     }
 
     fn date(&self) -> Rc<str> {

@@ -31,22 +31,22 @@ impl Epochs {
         }
     }
 
-    fn stripe(&self, user: &str, name: &str) -> &AtomicU64 {
+    fn stripe(&self, user: &str, name: &str) -> usize {
         let mut hasher = self.hash.build_hasher();
         hasher.write(user.as_bytes());
         hasher.write_u8(b'/');
         hasher.write(name.as_bytes());
-        &self.stripes[hasher.finish() as usize % STRIPES]
+        hasher.finish() as usize % STRIPES
     }
 
     /// The epoch of a name now. To be read before the catalog is asked.
     pub(crate) fn of(&self, user: &str, name: &str) -> u64 {
-        self.stripe(user, name).load(Ordering::Acquire)
+        self.stripes[self.stripe(user, name)].load(Ordering::Acquire)
     }
 
     /// The name changed: what shards remember of it is not used any more.
     pub(crate) fn raise(&self, user: &str, name: &str) -> u64 {
-        self.stripe(user, name).fetch_add(1, Ordering::AcqRel) + 1
+        self.stripes[self.stripe(user, name)].fetch_add(1, Ordering::AcqRel) + 1
     }
 }
 
@@ -57,13 +57,24 @@ pub(crate) struct File {
     pub(crate) etag: String,
     /// `Last-Modified`.
     pub(crate) modified: String,
+    /// The fields of a 200 to a GET that depend on the file, to the end of the head.
+    pub(crate) fields: Box<str>,
 }
 
 impl File {
     pub(crate) fn new(row: Row) -> Self {
         let etag = etag(row.object, row.crc);
         let modified = crate::http::date::format(row.modified_ms / 1000);
-        Self { row, etag, modified }
+        // A value with a line break would be another field.
+        let content_type = match row.content_type.as_str() {
+            broken if broken.contains(['\r', '\n', '\0']) => "application/octet-stream",
+            content_type => content_type,
+        };
+        let fields = format!(
+            "ETag: {etag}\r\nLast-Modified: {modified}\r\nAccept-Ranges: bytes\r\nReel-Crc32: {:08x}\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n",
+            row.crc, content_type, row.bytes
+        );
+        Self { row, etag, modified, fields: fields.into() }
     }
 }
 
@@ -76,6 +87,8 @@ pub(crate) fn etag(object: u64, crc: u32) -> String {
 struct Entry {
     file: Rc<File>,
     epoch: u64,
+    /// Where its epoch stands.
+    stripe: u32,
     asked: Instant,
     asking: Rc<Cell<bool>>,
 }
@@ -123,6 +136,18 @@ impl NameCache {
         }
     }
 
+    /// A name (`USER/NAME`) that may be used as it is remembered, when it is among those asked for lately.
+    pub(crate) fn fresh(&self, epochs: &Epochs, key: &str, now: Instant) -> Option<Rc<File>> {
+        let young = self.young.borrow();
+        let entry = young.get(key)?;
+        let epoch = epochs.stripes[entry.stripe as usize].load(Ordering::Acquire);
+        if entry.epoch != epoch || now.saturating_duration_since(entry.asked) > self.age {
+            return None;
+        }
+        self.hits.increment(1);
+        Some(Rc::clone(&entry.file))
+    }
+
     /// What is remembered of a name whose epoch is `epoch` now.
     pub(crate) fn get(&self, user: &str, name: &str, epoch: u64) -> Remembered {
         let key = key(user, name);
@@ -152,11 +177,16 @@ impl NameCache {
     }
 
     /// Remembers a row that was read when the name's epoch was `epoch`.
-    pub(crate) fn insert(&self, row: Row, epoch: u64) -> Rc<File> {
+    pub(crate) fn insert(&self, row: Row, epochs: &Epochs, epoch: u64) -> Rc<File> {
         let key = key(&row.user, &row.name).into_boxed_str();
         let file = Rc::new(File::new(row));
-        let entry =
-            Entry { file: Rc::clone(&file), epoch, asked: Instant::now(), asking: Rc::default() };
+        let entry = Entry {
+            stripe: epochs.stripe(&file.row.user, &file.row.name) as u32,
+            file: Rc::clone(&file),
+            epoch,
+            asked: Instant::now(),
+            asking: Rc::default(),
+        };
         self.old.borrow_mut().remove(&key);
         self.insert_entry(key, entry);
         file
@@ -200,7 +230,7 @@ mod tests {
     fn a_raised_epoch_hides_an_entry_at_once() {
         let epochs = Epochs::new();
         let cache = NameCache::new(100, Duration::from_secs(60));
-        cache.insert(row("a", 7), epochs.of("u", "a"));
+        cache.insert(row("a", 7), &epochs, epochs.of("u", "a"));
         assert!(
             matches!(cache.get("u", "a", epochs.of("u", "a")), Remembered::Fresh(file) if file.row.object == 7)
         );
@@ -211,9 +241,10 @@ mod tests {
     #[test]
     fn the_number_of_names_is_bounded_and_those_in_use_stay() {
         let cache = NameCache::new(100, Duration::from_secs(60));
-        cache.insert(row("hot", 1), 0);
+        let epochs = Epochs::new();
+        cache.insert(row("hot", 1), &epochs, 0);
         for at in 0..10_000 {
-            cache.insert(row(&format!("cold-{at}"), 2), 0);
+            cache.insert(row(&format!("cold-{at}"), 2), &epochs, 0);
             assert!(matches!(cache.get("u", "hot", 0), Remembered::Fresh(_)), "after {at}");
             assert!(cache.young.borrow().len() + cache.old.borrow().len() <= 101);
         }
@@ -222,7 +253,7 @@ mod tests {
     #[test]
     fn an_aged_entry_is_asked_again_once() {
         let cache = NameCache::new(10, Duration::ZERO);
-        cache.insert(row("a", 1), 0);
+        cache.insert(row("a", 1), &Epochs::new(), 0);
         std::thread::sleep(Duration::from_millis(1));
         assert!(matches!(cache.get("u", "a", 0), Remembered::Aged(_)));
         assert!(matches!(cache.get("u", "a", 0), Remembered::Fresh(_)));

@@ -370,7 +370,7 @@ impl StorageShard {
     /// The name is this row from now on, on every shard.
     fn remember(&self, row: &Row) {
         let epoch = self.node.epochs.raise(&row.user, &row.name);
-        self.names.insert(row.clone(), epoch);
+        self.names.insert(row.clone(), &self.node.epochs, epoch);
     }
 
     /// Writes the row again until the catalog says what became of it.

@@ -1,0 +1,297 @@
+//! Which sockets of a shard are ready: one epoll descriptor a shard, edge-triggered.
+//!
+//! A socket is registered once for its whole life, so that waiting for it costs no system call and no
+//! entry in the ring (a poll through the ring costs one of each every time). The shard's ring waits for
+//! the epoll descriptor together with everything else. Time limits are swept every [`TICK`]: a wait costs
+//! no timer of its own.
+
+#![expect(unsafe_code, reason = "takes over descriptors of the runtime's streams")]
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use monoio::net::TcpStream;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+/// How exactly time limits are kept.
+pub(crate) const TICK: Duration = Duration::from_millis(200);
+/// Events taken from the kernel at a time.
+const EVENTS: usize = 256;
+
+/// The time limit of a wait has passed.
+#[derive(Debug)]
+pub(crate) struct TimedOut;
+
+/// Lets the other tasks of the shard go first.
+pub(crate) async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// One direction of a socket.
+#[derive(Debug, Default)]
+struct Side {
+    ready: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+    /// Tick at which the wait ends; 0 for none.
+    deadline: Cell<u64>,
+    expired: Cell<bool>,
+}
+
+impl Side {
+    fn raise(&self) {
+        self.ready.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        self.deadline.set(0);
+        let waker = self.waker.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn expire(&self, now: u64) {
+        let deadline = self.deadline.get();
+        if deadline != 0 && deadline <= now {
+            self.expired.set(true);
+            self.wake();
+        }
+    }
+
+    async fn wait(&self, reactor: &Reactor, limit: Duration) -> Result<(), TimedOut> {
+        let deadline = reactor.deadline(limit);
+        self.expired.set(false);
+        let waited = poll_fn(|context| {
+            if self.ready.get() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.expired.replace(false) {
+                return Poll::Ready(Err(TimedOut));
+            }
+            self.deadline.set(deadline);
+            self.waker.replace(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+        self.deadline.set(0);
+        waited
+    }
+}
+
+/// A socket's state, shared with the reactor.
+#[derive(Debug, Default)]
+struct State {
+    input: Side,
+    output: Side,
+    /// The other side will send nothing more.
+    closed: Cell<bool>,
+}
+
+/// A non-blocking socket of this shard.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    key: usize,
+    state: Rc<State>,
+    reactor: Rc<Reactor>,
+}
+
+/// Takes the descriptor out of a stream of the runtime.
+pub(crate) fn owned(stream: TcpStream) -> OwnedFd {
+    // SAFETY: the stream gives its descriptor up; nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) }
+}
+
+/// Connects through the shard's ring.
+pub(crate) async fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
+    Ok(owned(TcpStream::connect_addr(address).await?))
+}
+
+/// The sockets of a shard.
+#[derive(Debug)]
+pub(crate) struct Reactor {
+    epoll: OwnedFd,
+    sockets: RefCell<Slots>,
+    /// Ticks since the start, from 1.
+    now: Cell<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    states: Vec<Option<Rc<State>>>,
+    free: Vec<usize>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Weak<Reactor>> = const { RefCell::new(Weak::new()) };
+}
+
+impl Reactor {
+    /// This shard's reactor; it is begun with its first socket.
+    fn current() -> io::Result<Rc<Self>> {
+        if let Some(reactor) = CURRENT.with_borrow(Weak::upgrade) {
+            return Ok(reactor);
+        }
+        let reactor = Rc::new(Self {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            sockets: RefCell::default(),
+            now: Cell::new(1),
+        });
+        CURRENT.set(Rc::downgrade(&reactor));
+        // Any descriptor can be polled; a stream is what the runtime offers a poll for.
+        let polled = std::net::TcpStream::from(reactor.epoll.try_clone()?);
+        let polled = TcpStream::from_std(polled)?;
+        monoio::spawn(Rc::clone(&reactor).run(polled));
+        monoio::spawn(Rc::clone(&reactor).tick());
+        Ok(reactor)
+    }
+
+    fn deadline(&self, limit: Duration) -> u64 {
+        // One more, because the tick in progress has begun already.
+        self.now.get() + 1 + limit.as_millis().div_ceil(TICK.as_millis()) as u64
+    }
+
+    /// Wakes whoever waits for a socket that became ready. For ever.
+    async fn run(self: Rc<Self>, polled: TcpStream) {
+        let mut events = Vec::with_capacity(EVENTS);
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        loop {
+            if let Err(error) = polled.readable(true).await {
+                tracing::error!(%error, "the shard's sockets cannot be waited for");
+                monoio::time::sleep(TICK).await;
+            }
+            loop {
+                events.clear();
+                match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&now)) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => tracing::error!(%error, "epoll_wait"),
+                }
+                for event in &events {
+                    self.dispatch(event);
+                }
+                if events.len() < EVENTS {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn dispatch(&self, event: &epoll::Event) {
+        let key = event.data.u64() as usize;
+        let sockets = self.sockets.borrow();
+        let Some(Some(state)) = sockets.states.get(key) else { return };
+        let flags = event.flags;
+        let failed = flags.intersects(EventFlags::ERR | EventFlags::HUP);
+        if failed || flags.contains(EventFlags::RDHUP) {
+            state.closed.set(true);
+        }
+        if failed || flags.intersects(EventFlags::IN | EventFlags::RDHUP) {
+            state.input.raise();
+        }
+        if failed || flags.contains(EventFlags::OUT) {
+            state.output.raise();
+        }
+    }
+
+    /// Ends waits whose time is over. For ever.
+    async fn tick(self: Rc<Self>) {
+        let started = Instant::now();
+        loop {
+            monoio::time::sleep(TICK).await;
+            let now = 1 + (started.elapsed().as_millis() / TICK.as_millis()) as u64;
+            self.now.set(now);
+            for state in self.sockets.borrow().states.iter().flatten() {
+                state.input.expire(now);
+                state.output.expire(now);
+            }
+        }
+    }
+}
+
+impl Socket {
+    /// Takes over a connected socket.
+    pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        let reactor = Reactor::current()?;
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        let state = Rc::new(State::default());
+        // It is tried first; the first edge may come before.
+        state.input.ready.set(true);
+        state.output.ready.set(true);
+        let key = {
+            let mut sockets = reactor.sockets.borrow_mut();
+            let key = sockets.free.pop().unwrap_or(sockets.states.len());
+            if key == sockets.states.len() {
+                sockets.states.push(None);
+            }
+            sockets.states[key] = Some(Rc::clone(&state));
+            key
+        };
+        let socket = Self { fd, key, state, reactor };
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(&socket.reactor.epoll, &socket.fd, EventData::new_u64(key as u64), flags)?;
+        Ok(socket)
+    }
+
+    /// The descriptor.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Whether a read may find something.
+    pub(crate) fn may_read(&self) -> bool {
+        self.state.input.ready.get()
+    }
+
+    /// A read found nothing.
+    pub(crate) fn drained(&self) {
+        self.state.input.ready.set(false);
+    }
+
+    /// A read found less than it asked for: there is nothing more, unless it is the end (epoll(7)).
+    pub(crate) fn read_short(&self) {
+        if !self.state.closed.get() {
+            self.drained();
+        }
+    }
+
+    /// A write found no room.
+    pub(crate) fn filled(&self) {
+        self.state.output.ready.set(false);
+    }
+
+    /// Waits until a read may find something, at most `limit`.
+    pub(crate) async fn readable(&self, limit: Duration) -> Result<(), TimedOut> {
+        self.state.input.wait(&self.reactor, limit).await
+    }
+
+    /// Waits until a write may find room, at most `limit`.
+    pub(crate) async fn writable(&self, limit: Duration) -> Result<(), TimedOut> {
+        self.state.output.wait(&self.reactor, limit).await
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Before the descriptor is closed: a copy of it elsewhere would keep its events alive.
+        let _ = epoll::delete(&self.reactor.epoll, &self.fd);
+        let mut sockets = self.reactor.sockets.borrow_mut();
+        sockets.states[self.key] = None;
+        sockets.free.push(self.key);
+    }
+}
