@@ -71,6 +71,64 @@ fn unchecked(segment: &Segment, slot: u16, range: Range<u64>) -> Option<Range<u6
     Some(first..units.end)
 }
 
+/// What is checked at once: a packed object, or a block of a large one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unit {
+    /// Its place among the segment's units: slot or block.
+    pub index: u32,
+    /// Its first byte in the payload.
+    pub start: u64,
+    /// Its bytes.
+    pub length: u64,
+    crc: u32,
+}
+
+impl Unit {
+    /// The unit that holds byte `at` of a payload, which must have so many.
+    pub fn at(segment: &Segment, slot: u16, located: &Located, at: u64) -> Self {
+        match segment.block_crcs() {
+            None => {
+                Self { index: slot.into(), start: 0, length: located.length, crc: located.crc }
+            }
+            Some(crcs) => {
+                let index = at / BLOCK_BYTES;
+                let start = index * BLOCK_BYTES;
+                let length = (located.length - start).min(BLOCK_BYTES);
+                // A checksum that is missing fits nothing but by chance; tables are as long as payloads.
+                let crc = crcs.get(index as usize).copied().unwrap_or(0);
+                Self { index: index as u32, start, length, crc }
+            }
+        }
+    }
+
+    /// The byte after its last.
+    pub fn end(&self) -> u64 {
+        self.start + self.length
+    }
+
+    /// Whether it was checked since the segment was opened: its bytes in the page cache may be sent.
+    pub fn is_checked(&self, segment: &Segment) -> bool {
+        segment.is_checked(self.index as usize)
+    }
+
+    /// Checks bytes that were read.
+    ///
+    /// # Errors
+    /// [`crate::Error::DamagedObject`].
+    pub fn verify(
+        &self,
+        segment: &Segment,
+        slot: u16,
+        located: &Located,
+        bytes: &[u8],
+    ) -> Result<()> {
+        if bytes.len() as u64 != self.length || crc32fast::hash(bytes) != self.crc {
+            return Err(segment.damaged_object(slot, located.offset + self.start));
+        }
+        Ok(())
+    }
+}
+
 fn check(segment: &Segment, slot: u16, located: &Located, units: Range<u64>) -> Result<()> {
     let mut buffer = Vec::new();
     for unit in units {

@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use crate::http::body::Decoder;
-use crate::reactor::{Socket, TimedOut, yield_now};
+use crate::reactor::{Socket, TimedOut};
+use crate::turns;
 
 /// Bytes read from a socket at a time into the input buffer.
 const READ_BYTES: usize = 16 * 1024;
@@ -101,7 +102,8 @@ impl Conn {
         }
     }
 
-    async fn writable(&self) -> Result<(), ConnError> {
+    /// Waits for room in the socket.
+    pub(crate) async fn writable(&self) -> Result<(), ConnError> {
         self.socket.filled();
         Ok(self.socket.writable(self.stall).await?)
     }
@@ -284,6 +286,21 @@ impl Conn {
         Ok(())
     }
 
+    /// Sends as many bytes as there is room for; what was gathered must be out.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> Result<usize, ConnError> {
+        loop {
+            match rustix::net::send(self.fd(), bytes, SendFlags::NOSIGNAL) {
+                Ok(sent) => {
+                    self.sent += sent as u64;
+                    return Ok(sent);
+                }
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Sends what was gathered, telling the kernel that a file follows (one segment for both).
     pub(crate) async fn flush_before_file(&mut self) -> Result<(), ConnError> {
         let out = std::mem::take(&mut self.out);
@@ -303,15 +320,10 @@ impl Conn {
         let end = offset + length;
         while at < end {
             let portion = (end - at).min(PORTION) as usize;
+            turns::take(portion as u64).await;
             match rustix::fs::sendfile(self.fd(), file, Some(&mut at), portion) {
                 Ok(0) => return Err(ConnError::Io(std::io::ErrorKind::UnexpectedEof.into())),
-                Ok(sent) => {
-                    self.sent += sent as u64;
-                    if sent == portion && at < end {
-                        // A fast reader on this shard gives the others a turn.
-                        yield_now().await;
-                    }
-                }
+                Ok(sent) => self.sent += sent as u64,
                 Err(Errno::AGAIN) => self.writable().await?,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

@@ -14,6 +14,7 @@ mod replicate;
 mod shard;
 mod side;
 mod storage;
+mod turns;
 mod upstream;
 
 pub use storage::{Verdict, judge, offer_of};

@@ -188,6 +188,9 @@ pub struct StorageConfig {
     /// Names a shard remembers.
     #[serde(default = "default_name_cache")]
     pub name_cache: usize,
+    /// Bytes of buffers a shard has for files that are not in the page cache.
+    #[serde(default = "default_cold_buffers")]
+    pub cold_buffers: ByteSize,
     /// Bytes of small files that a shard keeps in memory.
     #[serde(default = "default_body_cache")]
     pub body_cache: ByteSize,
@@ -367,6 +370,9 @@ fn default_segment() -> ByteSize {
     ByteSize(256 << 20)
 }
 fn default_body_cache() -> ByteSize {
+    ByteSize(32 << 20)
+}
+fn default_cold_buffers() -> ByteSize {
     ByteSize(32 << 20)
 }
 fn default_prewrite() -> ByteSize {

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "tells monoio where the aligned bytes lie")]
 
-use monoio::buf::IoBuf;
+use monoio::buf::{IoBuf, IoBufMut};
 
 use super::DIRECT_ALIGN;
 
@@ -75,6 +75,66 @@ unsafe impl IoBuf for Batch {
 
     fn bytes_init(&self) -> usize {
         self.len()
+    }
+}
+
+/// A buffer for one direct read, from a page boundary on. It never moves or grows.
+#[derive(Debug)]
+pub struct ReadBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+    /// How many bytes the next read asks for.
+    want: usize,
+}
+
+impl ReadBuffer {
+    /// Room for so many bytes, a multiple of [`DIRECT_ALIGN`].
+    pub fn with_capacity(capacity: usize) -> Self {
+        let mut bytes: Vec<u8> = Vec::with_capacity(capacity + DIRECT_ALIGN);
+        let start = bytes.as_ptr().align_offset(DIRECT_ALIGN);
+        bytes.resize(start, 0);
+        Self { bytes, start, want: 0 }
+    }
+
+    /// Bytes that fit.
+    pub fn capacity(&self) -> usize {
+        (self.bytes.capacity() - self.start) / DIRECT_ALIGN * DIRECT_ALIGN
+    }
+
+    /// Empties it, and sets how many bytes the next read asks for.
+    pub(crate) fn begin(&mut self, want: usize) {
+        self.bytes.truncate(self.start);
+        self.want = want.min(self.capacity());
+    }
+
+    /// So many bytes, to be filled.
+    pub(crate) fn fill(&mut self, length: usize) -> &mut [u8] {
+        self.bytes.resize(self.start + length.min(self.capacity()), 0);
+        &mut self.bytes[self.start..]
+    }
+}
+
+impl AsRef<[u8]> for ReadBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+// SAFETY: the bytes lie in the vector's own memory, from `start` on; it holds at least `want` bytes beyond
+// that, is moved but never grown while a read is in flight, and a moved vector's memory stays where it is.
+unsafe impl IoBufMut for ReadBuffer {
+    fn write_ptr(&mut self) -> *mut u8 {
+        // SAFETY: `start` is at most the capacity.
+        unsafe { self.bytes.as_mut_ptr().add(self.start) }
+    }
+
+    fn bytes_total(&mut self) -> usize {
+        self.want
+    }
+
+    unsafe fn set_init(&mut self, pos: usize) {
+        // SAFETY: the caller says that `pos` bytes from `write_ptr` on were written, at most `want`.
+        unsafe { self.bytes.set_len(self.start + pos) }
     }
 }
 

@@ -11,6 +11,7 @@ mod buffer;
 mod map;
 mod pool;
 mod real;
+mod residency;
 mod shard_file;
 pub mod sim;
 mod volume;
@@ -22,11 +23,11 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-pub use buffer::{Batch, PIECE_BYTES, Piece};
+pub use buffer::{Batch, PIECE_BYTES, Piece, ReadBuffer};
 pub use map::Map;
 pub use pool::{DiskPool, Job, Queue};
 pub use real::RealDisk;
-pub use shard_file::ShardFile;
+pub use shard_file::{ShardFile, ShardReader};
 pub use volume::{DiskFile, Volume, ZeroFill};
 
 /// Why a sync is made: what would be lost without it. Named in errors and metrics; the simulator
@@ -175,12 +176,18 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn pause(&self, time: Duration);
 }
 
-/// An open file. All calls block, except [`RawFile::read_resident`].
+/// An open file. All calls block, except [`RawFile::read_resident`] and [`RawFile::is_resident`].
 pub trait RawFile: Send + Sync + fmt::Debug {
     /// Reads at an offset; 0 at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Reads what lies in the page cache, without waiting: 0 when the first page does not.
     fn read_resident(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Whether all of these bytes lie in the page cache, as far as that can be known without waiting. They may
+    /// be gone the next moment.
+    fn is_resident(&self, offset: u64, length: u64) -> bool;
+    /// The same file once more, for reads that bypass the page cache; `None` where the file system has no such
+    /// thing.
+    fn reopen_direct(&self) -> io::Result<Option<File>>;
     /// Writes at an offset; may write less. Not durable before a sync.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
     /// Makes bytes and length survive a power loss (fdatasync). After an error nothing written since

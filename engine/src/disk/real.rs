@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -163,6 +164,16 @@ impl RawFile for RealFile {
             Err(Errno::AGAIN | Errno::OPNOTSUPP) => Ok(0),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn is_resident(&self, offset: u64, length: u64) -> bool {
+        super::residency::is_resident(&self.file, offset, length)
+    }
+
+    fn reopen_direct(&self) -> io::Result<Option<File>> {
+        // By the descriptor: the name may be another file's by now.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        open_direct(OpenOptions::new().read(true), Path::new(&path))
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {

@@ -2,7 +2,7 @@
 
 use monoio::buf::IoBuf;
 
-use super::{DiskFile, DiskPool, SyncPoint};
+use super::{DIRECT_ALIGN, DiskFile, DiskPool, ReadBuffer, SyncPoint};
 use crate::error::{Error, Result};
 
 /// A file of one shard: writes and syncs without blocking the shard. Not `Send`.
@@ -87,6 +87,75 @@ impl ShardFile {
             How::Pool(pool) => {
                 let file = self.file.clone();
                 pool.run(move || file.sync(point)).await
+            }
+        }
+    }
+}
+
+/// A file that a shard reads past the page cache, through its own io_uring; where the file system cannot,
+/// on a disk thread. Not `Send`.
+#[derive(Debug)]
+pub struct ShardReader {
+    file: DiskFile,
+    how: ReadHow,
+}
+
+#[derive(Debug)]
+enum ReadHow {
+    Direct(monoio::fs::File),
+    Pool(DiskPool),
+}
+
+impl ShardReader {
+    /// Opens the file once more.
+    pub async fn open(file: &DiskFile, pool: &DiskPool) -> Result<Self> {
+        let reopened = file.clone();
+        let how = match pool.run(move || reopened.reopen_direct()).await? {
+            Some(direct) => {
+                let adopted = monoio::fs::File::from_std(direct);
+                ReadHow::Direct(adopted.map_err(|error| Error::io("adopt", file.path(), error))?)
+            }
+            None => ReadHow::Pool(pool.clone()),
+        };
+        Ok(Self { file: file.clone(), how })
+    }
+
+    /// Reads the bytes from `offset` on into `buffer`, in whole pages around them; gives the buffer back, and
+    /// how many bytes before the first lie in it.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when the file ends before; I/O errors.
+    pub async fn read(
+        &self,
+        mut buffer: ReadBuffer,
+        offset: u64,
+        length: u64,
+    ) -> (Result<usize>, Option<ReadBuffer>) {
+        let page = DIRECT_ALIGN as u64;
+        let from = offset / page * page;
+        let before = (offset - from) as usize;
+        buffer.begin((offset + length).next_multiple_of(page) as usize - from as usize);
+        match &self.how {
+            ReadHow::Direct(ring) => {
+                let (result, buffer) = ring.read_at(buffer, from).await;
+                let result = match result {
+                    // Only the file's last page may be short.
+                    Ok(read) if read as u64 >= before as u64 + length => Ok(before),
+                    Ok(_) => Err(Error::damaged(self.file.path(), offset, "the file ends too early")),
+                    Err(error) => Err(Error::io("read", self.file.path(), error)),
+                };
+                (result, Some(buffer))
+            }
+            ReadHow::Pool(pool) => {
+                let file = self.file.clone();
+                let read = pool.run(move || {
+                    let result = file.read_exact_at(buffer.fill(before + length as usize), from);
+                    Ok((result.map(|()| before), buffer))
+                });
+                match read.await {
+                    Ok((result, buffer)) => (result, Some(buffer)),
+                    Err(error) => (Err(error), None),
+                }
             }
         }
     }

@@ -255,12 +255,10 @@ impl StorageShard {
             if status == 206 {
                 head.field("Content-Range", content_range(part, row.bytes));
             }
-            if !head_only {
-                source.check_first(part).await?;
-            }
+            let first = if head_only { None } else { source.check_first(part).await? };
             conn.queue(&head.end()).await?;
             if !head_only {
-                source.send(conn, part).await?;
+                source.send(conn, part, first).await?;
             }
             return Ok(Answered { status, close: false });
         }
@@ -279,13 +277,14 @@ impl StorageShard {
             + end.len() as u64;
         head.field("Content-Type", format_args!("multipart/byteranges; boundary={BOUNDARY}"))
             .field("Content-Length", length);
-        for part in &parts {
-            source.check_first(part).await?;
+        let mut first = None;
+        for part in parts.iter().rev() {
+            first = source.check_first(part).await?;
         }
         conn.queue(&head.end()).await?;
         for (part_head, part) in part_heads.iter().zip(&parts) {
             conn.queue(part_head.as_bytes()).await?;
-            source.send(conn, part).await?;
+            source.send(conn, part, first.take()).await?;
         }
         conn.queue(end.as_bytes()).await?;
         Ok(Answered { status, close: false })

@@ -2,6 +2,7 @@
 
 mod acks;
 mod admin;
+mod cold;
 mod delete;
 mod get;
 mod hot;
@@ -70,6 +71,8 @@ pub(crate) struct StorageShard {
     pub(crate) upstreams: Upstreams,
     names: NameCache,
     bodies: hot::Bodies,
+    cold: Rc<cold::Cold>,
+    residency: source::Residency,
     groups: RefCell<HashMap<String, u32>>,
     /// Segments seen lately; the store decides how long they stay open, and what compaction replaced
     /// is let go.
@@ -92,6 +95,8 @@ impl StorageShard {
             upstreams: Upstreams::new(PEER_CONNECTIONS),
             names: NameCache::new(node.config.name_cache, node.config.name_age.0),
             bodies: hot::Bodies::new(node.config.body_cache.0 as usize),
+            cold: cold::Cold::new(Arc::clone(&node.store), node.config.cold_buffers.0),
+            residency: source::Residency::default(),
             groups: RefCell::default(),
             segments: RefCell::default(),
             upload_bytes: Cell::new(0),

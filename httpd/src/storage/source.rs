@@ -1,15 +1,52 @@
 //! The bytes of an object on this node, on their way to a client: none leaves unchecked.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use reel_engine::read::Unit;
 use reel_engine::{Error, Located, ObjectId, Segment, read};
 
 use super::StorageShard;
+use super::cold::{Block, Cold};
 use crate::conn::{Conn, ConnError};
+use crate::turns;
 
-/// Bytes of a large body that are checked before they are sent.
-const CHECK_BYTES: u64 = 1 << 20;
+/// Bytes of a large body that are looked at before they are sent.
+const WINDOW_BYTES: u64 = 1 << 20;
+/// How long a window that was found in the page cache is taken to be there.
+const RESIDENT_FOR: Duration = Duration::from_millis(100);
+/// Windows whose residency is remembered.
+const WINDOWS: usize = 1024;
+
+/// Windows of segment files that were in the page cache a moment ago: asking costs a system call.
+pub(super) struct Residency(RefCell<Vec<Option<(u64, u64, Instant)>>>);
+
+impl Default for Residency {
+    fn default() -> Self {
+        Self(RefCell::new(vec![None; WINDOWS]))
+    }
+}
+
+impl Residency {
+    fn holds(&self, segment: &Segment, offset: u64, length: u64) -> bool {
+        let (number, now) = (segment.number().get(), Instant::now());
+        // A salt's worth of mixing is not needed: a replaced segment's pages are asked for again soon enough.
+        let place = number.wrapping_mul(31).wrapping_add(offset / 4096) as usize % WINDOWS;
+        let mut windows = self.0.borrow_mut();
+        if let Some((known, end, asked)) = windows[place]
+            && known == number
+            && end == offset + length
+            && now.saturating_duration_since(asked) < RESIDENT_FOR
+        {
+            return true;
+        }
+        let resident = segment.file().is_resident(offset, length);
+        windows[place] = resident.then_some((number, offset + length, now));
+        resident
+    }
+}
 
 /// Why bytes could not be sent from here.
 pub(super) enum Here {
@@ -45,38 +82,167 @@ impl Source<'_> {
         ObjectId::from_u64(self.object).slot()
     }
 
-    async fn check(&self, range: Range<u64>) -> Result<(), Error> {
-        read::ensure_checked(&self.shard.node.store, self.segment, self.slot(), self.located, range)
-            .await
+    fn unit(&self, at: u64) -> Unit {
+        Unit::at(self.segment, self.slot(), self.located, at)
     }
 
-    /// What can be known before the first byte: the beginning of a part is as it was uploaded.
-    pub(super) async fn check_first(&self, part: &Range<u64>) -> Result<(), Error> {
-        if self.small.is_some() {
-            return Ok(());
+    fn is_resident(&self, range: &Range<u64>) -> bool {
+        let offset = self.located.offset + range.start;
+        self.shard.residency.holds(self.segment, offset, range.end - range.start)
+    }
+
+    fn is_checked(&self, range: &Range<u64>) -> bool {
+        let mut at = range.start;
+        while at < range.end {
+            let unit = self.unit(at);
+            if !unit.is_checked(self.segment) {
+                return false;
+            }
+            at = unit.end();
         }
-        self.check(part.start..part.end.min(part.start + CHECK_BYTES)).await
+        true
+    }
+
+    /// Checks what a range holds on a disk thread, which also brings it into the page cache.
+    async fn check(&self, range: Range<u64>) -> Result<(), Error> {
+        let store = &self.shard.node.store;
+        read::ensure_checked(store, self.segment, self.slot(), self.located, range).await
+    }
+
+    /// Begins to read a unit past the page cache, when that is how its bytes are to be had.
+    async fn cold(&self, range: &Range<u64>) -> Result<Option<Block>, Error> {
+        let unit = self.unit(range.start);
+        let within = unit.start..unit.end();
+        if !Cold::takes(&unit) || self.is_resident(&within) {
+            return Ok(None);
+        }
+        self.shard
+            .cold
+            .read(self.segment, self.slot(), self.located, unit)
+            .await
+            .map(Some)
+    }
+
+    /// What can be known before the first byte: the beginning of a part is as it was uploaded. A block that
+    /// was read for that is to be handed to [`Source::send`].
+    pub(super) async fn check_first(&self, part: &Range<u64>) -> Result<Option<Block>, Error> {
+        if self.small.is_some() {
+            return Ok(None);
+        }
+        let first = part.start..part.end.min(part.start + WINDOW_BYTES);
+        if self.is_checked(&first) && self.is_resident(&first) {
+            return Ok(None);
+        }
+        if let Some(block) = self.cold(part).await? {
+            block.ready().await?;
+            return Ok(Some(block));
+        }
+        let unit = self.unit(part.start);
+        self.check(part.start..part.end.min(unit.end())).await?;
+        Ok(None)
     }
 
     /// Sends a part. Every byte is checked before it leaves; where a later block proves damaged
     /// the connection breaks off rather than send it.
-    pub(super) async fn send(&self, conn: &mut Conn, part: &Range<u64>) -> Result<(), ConnError> {
+    pub(super) async fn send(
+        &self,
+        conn: &mut Conn,
+        part: &Range<u64>,
+        first: Option<Block>,
+    ) -> Result<(), ConnError> {
         if let Some(bytes) = self.small {
             return conn.queue(&bytes[part.start as usize..part.end as usize]).await;
         }
         conn.flush_before_file().await?;
-        let mut at = part.start;
-        while at < part.end {
-            let end = part.end.min(at + CHECK_BYTES);
-            if let Err(error) = self.check(at..end).await {
+        let sent = self.send_large(conn, part, first).await;
+        sent.map_err(|error| match error {
+            Here::Conn(error) => error,
+            Here::Damaged(error) => {
                 self.shard.damaged.increment(1);
                 tracing::error!(%error, "damaged object; the answer is broken off");
-                return Err(ConnError::Closed);
+                ConnError::Closed
             }
-            let file = self.segment.file().std().ok_or(ConnError::Closed)?;
-            conn.send_file(file, self.located.offset + at, end - at).await?;
-            at = end;
+        })
+    }
+
+    async fn send_large(
+        &self,
+        conn: &mut Conn,
+        part: &Range<u64>,
+        first: Option<Block>,
+    ) -> Result<(), Here> {
+        let mut at = part.start;
+        let mut next = first;
+        let mut noted = u64::MAX;
+        while at < part.end {
+            if next.is_none() {
+                let window = at..part.end.min(at + WINDOW_BYTES);
+                if self.is_checked(&window) && self.is_resident(&window) {
+                    self.send_resident(conn, &window).await?;
+                    at = window.end;
+                    continue;
+                }
+            }
+            let unit = self.unit(at);
+            let end = part.end.min(unit.end());
+            let block = match next.take() {
+                Some(block) => Some(block),
+                None => self.cold(&(at..end)).await?,
+            };
+            let Some(block) = block else {
+                self.check(at..end).await?;
+                self.send_resident(conn, &(at..end)).await?;
+                at = end;
+                continue;
+            };
+            block.ready().await?;
+            if noted != at / WINDOW_BYTES {
+                noted = at / WINDOW_BYTES;
+                self.shard.cold.note(self.segment, self.located, at);
+            }
+            // The next block is read while this one leaves.
+            if end < part.end {
+                next = self.ahead(end);
+            }
+            at = self.send_block(conn, &block, at..end).await?;
+            if at < end {
+                // Others need the buffers; this one's reader is slow.
+                drop((block, next.take()));
+                conn.writable().await?;
+            }
         }
         Ok(())
+    }
+
+    fn ahead(&self, at: u64) -> Option<Block> {
+        let unit = self.unit(at);
+        if !Cold::takes(&unit) || self.is_resident(&(unit.start..unit.end())) {
+            return None;
+        }
+        self.shard.cold.read_ahead(self.segment, self.slot(), self.located, unit)
+    }
+
+    async fn send_resident(&self, conn: &mut Conn, range: &Range<u64>) -> Result<(), ConnError> {
+        let file = self.segment.file().std().ok_or(ConnError::Closed)?;
+        conn.send_file(file, self.located.offset + range.start, range.end - range.start).await
+    }
+
+    /// Sends from a block; returns where it stopped, which is before the end only when the client is slow
+    /// and buffers are short.
+    async fn send_block(
+        &self,
+        conn: &mut Conn,
+        block: &Block,
+        range: Range<u64>,
+    ) -> Result<u64, ConnError> {
+        let mut at = range.start;
+        turns::take(range.end - range.start).await;
+        loop {
+            at += block.with(at, range.end, |bytes| conn.try_send(bytes))? as u64;
+            if at == range.end || self.shard.cold.is_short() {
+                return Ok(at);
+            }
+            conn.writable().await?;
+        }
     }
 }

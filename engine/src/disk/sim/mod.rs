@@ -537,6 +537,14 @@ impl RawFile for SimFile {
         })
     }
 
+    fn is_resident(&self, _offset: u64, _length: u64) -> bool {
+        false
+    }
+
+    fn reopen_direct(&self) -> io::Result<Option<std::fs::File>> {
+        Ok(None)
+    }
+
     fn read_resident(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.call(|state, at, _| {
             // Half of the pages are resident.
