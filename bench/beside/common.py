@@ -198,13 +198,13 @@ def put(port, path, data):
         assert answer.status in (200, 201, 204), answer.status
 
 
-def wrk(url, connections=64, seconds=4, script=None, threads=1, core=LOAD_CORE):
-    args = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{max(1, round(seconds))}s", "--latency", url]
+def wrk(url, connections=64, seconds=4, script=None, threads=1, core=LOAD_CORE, pre=()):
+    args = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{max(1, round(seconds))}s", "--latency", "--timeout", "30s", url]
     if script:
         args += ["-s", str(script)]
     if core is not None:
         args = ["taskset", "-c", core, *args]
-    text = subprocess.run(args, capture_output=True, text=True, timeout=seconds + 60).stdout
+    text = subprocess.run([*pre, *args], capture_output=True, text=True, timeout=seconds + 60).stdout
     rate = re.search(r"(\d+) requests in ([\d.]+)(m?s)", text)
     requests, time_taken = int(rate[1]), float(rate[2])
     bad = sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))

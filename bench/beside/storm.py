@@ -34,6 +34,8 @@ def main():
     parser.add_argument("--dir", help="a folder on the disk to measure")
     args = parser.parse_args()
     need("wrk", "nginx", "taskset", REEL)
+    # This script's own work belongs to the load.
+    os.sched_setaffinity(0, {int(LOAD_CORE)})
     with Bench(args.dir) as bench:
         root = bench.dir / "www"
         root.mkdir()

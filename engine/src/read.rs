@@ -87,9 +87,7 @@ impl Unit {
     /// The unit that holds byte `at` of a payload, which must have so many.
     pub fn at(segment: &Segment, slot: u16, located: &Located, at: u64) -> Self {
         match segment.block_crcs() {
-            None => {
-                Self { index: slot.into(), start: 0, length: located.length, crc: located.crc }
-            }
+            None => Self { index: slot.into(), start: 0, length: located.length, crc: located.crc },
             Some(crcs) => {
                 let index = at / BLOCK_BYTES;
                 let start = index * BLOCK_BYTES;
@@ -111,7 +109,7 @@ impl Unit {
         segment.is_checked(self.index as usize)
     }
 
-    /// Checks bytes that were read.
+    /// Checks bytes that were read, unless the unit was checked since the segment was opened.
     ///
     /// # Errors
     /// [`crate::Error::DamagedObject`].
@@ -122,9 +120,11 @@ impl Unit {
         located: &Located,
         bytes: &[u8],
     ) -> Result<()> {
-        if bytes.len() as u64 != self.length || crc32fast::hash(bytes) != self.crc {
+        let checked = self.is_checked(segment);
+        if bytes.len() as u64 != self.length || !checked && crc32fast::hash(bytes) != self.crc {
             return Err(segment.damaged_object(slot, located.offset + self.start));
         }
+        segment.set_checked(self.index as usize);
         Ok(())
     }
 }

@@ -11,8 +11,10 @@ use std::time::Duration;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
+use rustix::pipe::{SpliceFlags, splice};
 
 use crate::http::body::Decoder;
+use crate::pipes::{PIPE_BYTES, Pipe};
 use crate::reactor::{Socket, TimedOut};
 use crate::turns;
 
@@ -20,8 +22,8 @@ use crate::turns;
 const READ_BYTES: usize = 16 * 1024;
 /// Gathered output is sent when it has so many bytes, or before the connection waits for input.
 const GATHER_BYTES: usize = 256 * 1024;
-/// Bytes one sendfile call may take before others get their turn.
-const PORTION: u64 = 512 * 1024;
+/// Bytes of one sendfile call: a page that is resident costs little, so more than [`turns::PORTION`].
+const PORTION: u64 = 256 * 1024;
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -299,6 +301,52 @@ impl Conn {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Moves bytes of a body of known length from `from` into an empty pipe; how many.
+    pub(crate) async fn splice_in(&mut self, pipe: &Pipe) -> Result<usize, ConnError> {
+        let left = self.body.remaining().unwrap_or(0).min(PIPE_BYTES as u64) as usize;
+        loop {
+            if !self.socket.may_read() {
+                self.socket.readable(self.stall).await?;
+            }
+            let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+            match splice(self.socket.fd(), None, &pipe.write, None, left, flags) {
+                Ok(0) => return Err(ConnError::Closed),
+                Ok(moved) => {
+                    self.body.skip(moved as u64);
+                    return Ok(moved);
+                }
+                Err(Errno::AGAIN) => self.socket.drained(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Moves `bytes` from a pipe to the client. `more`: further ones follow at once.
+    pub(crate) async fn splice_out(
+        &mut self,
+        pipe: &Pipe,
+        mut bytes: usize,
+        more: bool,
+    ) -> Result<(), ConnError> {
+        let mut flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        if more {
+            flags |= SpliceFlags::MORE;
+        }
+        while bytes > 0 {
+            match splice(&pipe.read, None, self.socket.fd(), None, bytes, flags) {
+                Ok(moved) => {
+                    self.sent += moved as u64;
+                    bytes -= moved;
+                }
+                Err(Errno::AGAIN) => self.writable().await?,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Sends what was gathered, telling the kernel that a file follows (one segment for both).

@@ -9,6 +9,7 @@ mod conn;
 mod gateway;
 pub mod http;
 mod node;
+mod pipes;
 mod reactor;
 mod replicate;
 mod shard;

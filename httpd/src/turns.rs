@@ -11,7 +11,9 @@ use std::task::{Poll, Waker};
 use crate::reactor::yield_now;
 
 /// Bytes of bulk sends in one round.
-const ROUND_BYTES: u64 = 1 << 20;
+const ROUND_BYTES: u64 = 256 * 1024;
+/// Bytes a bulk send asks for at a time.
+pub(crate) const PORTION: u64 = 128 * 1024;
 
 #[derive(Default)]
 struct Turns {

@@ -34,7 +34,8 @@ pub(super) fn is_resident(file: &File, offset: u64, length: u64) -> bool {
     let mut stat = Stat::default();
     // SAFETY: both structures live through the call, and are laid out as the kernel's
     // (include/uapi/linux/mman.h).
-    let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut stat, 0) };
+    let result =
+        unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut stat, 0) };
     result == 0 && stat.cached >= end - first
 }
 

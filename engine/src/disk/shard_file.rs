@@ -141,7 +141,9 @@ impl ShardReader {
                 let result = match result {
                     // Only the file's last page may be short.
                     Ok(read) if read as u64 >= before as u64 + length => Ok(before),
-                    Ok(_) => Err(Error::damaged(self.file.path(), offset, "the file ends too early")),
+                    Ok(_) => {
+                        Err(Error::damaged(self.file.path(), offset, "the file ends too early"))
+                    }
                     Err(error) => Err(Error::io("read", self.file.path(), error)),
                 };
                 (result, Some(buffer))

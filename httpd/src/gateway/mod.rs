@@ -21,7 +21,9 @@ use tokio::runtime::Handle;
 use crate::answer::{Answers, Problem};
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
+use crate::pipes::Pipe;
 use crate::shard::{Answered, RequestMetrics, Service};
+use crate::turns;
 use crate::upstream::{Response, Upstreams};
 pub(crate) use addresses::LastAnswers;
 use addresses::{AddressCache, Whose};
@@ -32,6 +34,8 @@ const TRY_FOR: Duration = Duration::from_secs(10);
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes passed on at a time.
 const RELAY_BYTES: usize = 256 * 1024;
+/// Bodies up to this are copied: two calls and a pipe cost more.
+const COPY_BYTES: u64 = 64 * 1024;
 
 /// What the shards of an HTTP server share.
 pub(crate) struct Gateway {
@@ -72,19 +76,43 @@ impl From<Broken> for ConnError {
 }
 
 /// Passes a response's body on to a client as it comes, counting the bytes that were taken from
-/// the node and given to the client.
+/// the node and given to the client. What is more than [`COPY_BYTES`] is spliced.
 pub(crate) async fn relay_body(
     conn: &mut Conn,
     response: &mut Response,
     passed: &mut u64,
 ) -> Result<(), Broken> {
-    let mut piece = Vec::with_capacity((response.remaining() as usize).min(RELAY_BYTES));
+    let mut piece = Vec::new();
     while !response.conn.body.is_done() {
+        let left = response.conn.body.remaining();
+        if left.is_some_and(|left| left > COPY_BYTES) && response.conn.input().is_empty() {
+            return splice_body(conn, response, passed).await;
+        }
         piece.clear();
         response.conn.read_some(&mut piece, RELAY_BYTES).await.map_err(Broken::Node)?;
-        conn.send(&piece).await.map_err(Broken::Client)?;
+        conn.queue(&piece).await.map_err(Broken::Client)?;
         *passed += piece.len() as u64;
     }
+    Ok(())
+}
+
+/// From socket to socket through a pipe. Each time the pipe is emptied before more is taken, so that the client
+/// has got what was counted.
+async fn splice_body(
+    conn: &mut Conn,
+    response: &mut Response,
+    passed: &mut u64,
+) -> Result<(), Broken> {
+    conn.flush_before_file().await.map_err(Broken::Client)?;
+    let pipe = Pipe::take().map_err(|error| Broken::Client(error.into()))?;
+    while !response.conn.body.is_done() {
+        let moved = response.conn.splice_in(&pipe).await.map_err(Broken::Node)?;
+        turns::take(moved as u64).await;
+        let more = !response.conn.body.is_done();
+        conn.splice_out(&pipe, moved, more).await.map_err(Broken::Client)?;
+        *passed += moved as u64;
+    }
+    pipe.give();
     Ok(())
 }
 

@@ -73,6 +73,13 @@ impl Decoder {
         }
     }
 
+    /// So many payload bytes of a body of known length went by without being looked at.
+    pub fn skip(&mut self, bytes: u64) {
+        if let State::Length(left) = self.state {
+            self.state = if bytes < left { State::Length(left - bytes) } else { State::Done };
+        }
+    }
+
     /// Takes the next input; to be called until all is used or the body is complete. Payload
     /// comes out as it lies in the input.
     pub fn step(&mut self, input: &[u8]) -> Result<Step, BodyError> {

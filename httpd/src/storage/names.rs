@@ -141,7 +141,9 @@ impl NameCache {
         let young = self.young.borrow();
         let entry = young.get(key)?;
         let epoch = epochs.stripes[entry.stripe as usize].load(Ordering::Acquire);
-        if entry.epoch != epoch || now.saturating_duration_since(entry.asked) > self.age {
+        // Who finds it aged first asks the catalog; until that answers, it is used.
+        let aged = now.saturating_duration_since(entry.asked) > self.age && !entry.asking.get();
+        if entry.epoch != epoch || aged {
             return None;
         }
         self.hits.increment(1);

@@ -9,7 +9,7 @@ use reel_engine::read::Unit;
 use reel_engine::{Error, Located, ObjectId, Segment, read};
 
 use super::StorageShard;
-use super::cold::{Block, Cold};
+use super::cold::{self, Block, Cold};
 use crate::conn::{Conn, ConnError};
 use crate::turns;
 
@@ -116,11 +116,7 @@ impl Source<'_> {
         if !Cold::takes(&unit) || self.is_resident(&within) {
             return Ok(None);
         }
-        self.shard
-            .cold
-            .read(self.segment, self.slot(), self.located, unit)
-            .await
-            .map(Some)
+        self.shard.cold.read(self.segment, self.slot(), self.located, unit).await.map(Some)
     }
 
     /// What can be known before the first byte: the beginning of a part is as it was uploaded. A block that
@@ -202,7 +198,7 @@ impl Source<'_> {
             }
             // The next block is read while this one leaves.
             if end < part.end {
-                next = self.ahead(end);
+                next = self.ahead(end).await;
             }
             at = self.send_block(conn, &block, at..end).await?;
             if at < end {
@@ -214,11 +210,12 @@ impl Source<'_> {
         Ok(())
     }
 
-    fn ahead(&self, at: u64) -> Option<Block> {
+    async fn ahead(&self, at: u64) -> Option<Block> {
         let unit = self.unit(at);
         if !Cold::takes(&unit) || self.is_resident(&(unit.start..unit.end())) {
             return None;
         }
+        cold::take_turn(&unit).await;
         self.shard.cold.read_ahead(self.segment, self.slot(), self.located, unit)
     }
 
@@ -236,13 +233,20 @@ impl Source<'_> {
         range: Range<u64>,
     ) -> Result<u64, ConnError> {
         let mut at = range.start;
-        turns::take(range.end - range.start).await;
         loop {
-            at += block.with(at, range.end, |bytes| conn.try_send(bytes))? as u64;
-            if at == range.end || self.shard.cold.is_short() {
+            let end = range.end.min(at + turns::PORTION);
+            turns::take(end - at).await;
+            let sent = block.with(at, end, |bytes| conn.try_send(bytes))? as u64;
+            at += sent;
+            if at == range.end {
                 return Ok(at);
             }
-            conn.writable().await?;
+            if at < end {
+                if self.shard.cold.is_short() {
+                    return Ok(at);
+                }
+                conn.writable().await?;
+            }
         }
     }
 }

@@ -43,7 +43,8 @@ impl Heat {
 
     /// A request reads `place` cold: whether to bring it in.
     pub(super) fn read_cold(&mut self, place: Place, now: Instant) -> bool {
-        let mixed = place.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ place.1.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = place.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            ^ place.1.wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let seen = &mut self.seen[(mixed >> 40) as usize % PLACES];
         if seen.place != place {
             *seen = Seen { place, brought_in: false };

@@ -20,6 +20,7 @@ use reel_engine::format::trailer::BLOCK_BYTES;
 use reel_engine::read::Unit;
 use reel_engine::{Error, Located, Segment, Store};
 
+use crate::turns;
 use heat::{Heat, PLACE_BYTES};
 use pool::{Lent, Pool};
 
@@ -147,6 +148,7 @@ impl Cold {
         }
         let reader = self.reader(segment).await?;
         let lent = self.pool.take().await;
+        take_turn(&unit).await;
         if let Some(block) = self.join(segment, unit) {
             return Ok(block);
         }
@@ -248,6 +250,11 @@ impl Cold {
             bringing_in.set(bringing_in.get() - 1);
         });
     }
+}
+
+/// To begin a direct read costs the shard about half of what it costs to send the bytes.
+pub(super) async fn take_turn(unit: &Unit) {
+    turns::take(unit.length / 2).await;
 }
 
 fn file_key(segment: &Segment) -> (u64, u32) {
