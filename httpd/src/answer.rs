@@ -79,13 +79,20 @@ impl From<Error> for Problem {
 pub(crate) struct Answers {
     date: DateCache,
     cors: CorsConfig,
+    /// Who answers, for `Reel-Node`.
+    node: Option<String>,
     /// Status line to cross-origin fields of a 200, and the date it was made for.
     ok: RefCell<(Rc<str>, Box<[u8]>)>,
 }
 
 impl Answers {
-    pub(crate) fn new(cors: CorsConfig) -> Self {
-        Self { date: DateCache::new(), cors, ok: RefCell::new((Rc::from(""), Box::default())) }
+    pub(crate) fn new(cors: CorsConfig, node: Option<String>) -> Self {
+        Self {
+            date: DateCache::new(),
+            cors,
+            node,
+            ok: RefCell::new((Rc::from(""), Box::default())),
+        }
     }
 
     /// The date for response heads.
@@ -98,7 +105,7 @@ impl Answers {
         let date = self.date.get();
         let mut ok = self.ok.borrow_mut();
         if !Rc::ptr_eq(&ok.0, &date) {
-            let mut head = Head::new(200, &date);
+            let mut head = self.beginning(200, &date);
             if !self.cors.allow_origin.is_empty() {
                 cross_origin(&mut head, &self.cors.allow_origin);
             }
@@ -107,9 +114,17 @@ impl Answers {
         out.extend_from_slice(&ok.1);
     }
 
+    fn beginning(&self, status: u16, date: &str) -> Head {
+        let mut head = Head::new(status, date);
+        if let Some(node) = &self.node {
+            head.field("Reel-Node", node);
+        }
+        head
+    }
+
     /// A head with the date and, where they are due, the cross-origin fields.
     pub(crate) fn head(&self, status: u16, request: &Request) -> Head {
-        let mut head = Head::new(status, &self.date.get());
+        let mut head = self.beginning(status, &self.date.get());
         let origin = &self.cors.allow_origin;
         if matches!(request.method, Method::Get | Method::Head | Method::Options)
             && !origin.is_empty()

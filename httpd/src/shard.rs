@@ -1,8 +1,9 @@
 //! Shards: one thread a core, pinned, each with its own listening socket and its own ring.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -142,6 +143,34 @@ pub(crate) fn cores() -> usize {
 pub(crate) struct Activity {
     connections: Cell<usize>,
     requests: Cell<usize>,
+    addresses: RefCell<HashMap<IpAddr, usize>>,
+}
+
+impl Activity {
+    /// Counts a connection of this address; false, and not counted, when it has as many as it may.
+    fn enter(&self, address: IpAddr, limit: usize) -> bool {
+        if limit > 0 {
+            let mut addresses = self.addresses.borrow_mut();
+            let count = addresses.entry(address).or_default();
+            if *count >= limit {
+                return false;
+            }
+            *count += 1;
+        }
+        self.connections.set(self.connections.get() + 1);
+        true
+    }
+
+    fn leave(&self, address: IpAddr) {
+        self.connections.set(self.connections.get() - 1);
+        let mut addresses = self.addresses.borrow_mut();
+        if let Some(count) = addresses.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                addresses.remove(&address);
+            }
+        }
+    }
 }
 
 /// Accepts and serves until `stop`, then lets requests in progress end.
@@ -178,14 +207,18 @@ async fn accept_loop<S: Service>(
 ) {
     let open = metrics::gauge!("reel_connections");
     let failed = metrics::counter!("reel_accept_errors_total");
+    let refused = metrics::counter!("reel_connections_refused_total", "reason" => "per_address");
     loop {
         if activity.connections.get() >= limits.connections {
             monoio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         }
         match listener.accept().await {
-            Ok((stream, _)) => {
-                activity.connections.set(activity.connections.get() + 1);
+            Ok((stream, from)) => {
+                if !activity.enter(from.ip(), limits.per_address) {
+                    refused.increment(1);
+                    continue;
+                }
                 open.increment(1);
                 let socket = reactor::owned(stream);
                 let (service, limits, stop) = (Rc::clone(service), Rc::clone(limits), stop.clone());
@@ -196,7 +229,7 @@ async fn accept_loop<S: Service>(
                     {
                         tracing::debug!(%error, "connection ended");
                     }
-                    activity.connections.set(activity.connections.get() - 1);
+                    activity.leave(from.ip());
                     open.decrement(1);
                 });
             }

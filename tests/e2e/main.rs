@@ -12,6 +12,7 @@ mod cluster;
 mod crash;
 mod disks;
 mod harness;
+mod hostile;
 mod protocol;
 mod replication;
 mod up;

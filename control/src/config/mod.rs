@@ -200,6 +200,12 @@ pub struct StorageConfig {
     /// Segment numbers fetched at a time.
     #[serde(default = "default_lease")]
     pub lease: u64,
+    /// `Cache-Control` of files, by prefix of `USER/NAME`; the longest that fits counts.
+    #[serde(default)]
+    pub cache_control: Vec<CacheRule>,
+    /// Whether answers say which node gave them (`Reel-Node`).
+    #[serde(default = "default_true")]
+    pub node_header: bool,
     /// What goes on in the background.
     #[serde(default)]
     pub upkeep: UpkeepConfig,
@@ -209,6 +215,16 @@ pub struct StorageConfig {
     /// Cross-origin rules.
     #[serde(default)]
     pub cors: CorsConfig,
+}
+
+/// `[[storage.cache_control]]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CacheRule {
+    /// The beginning of `USER/NAME`; empty for all.
+    pub prefix: String,
+    /// The field's value.
+    pub value: String,
 }
 
 /// Data folders: one path, or a list with one a disk.
@@ -307,6 +323,8 @@ pub struct HttpConfig {
 pub struct LimitsConfig {
     /// Connections a shard serves at once.
     pub connections: usize,
+    /// Connections a shard serves at once for one address; 0 for no limit.
+    pub per_address: usize,
     /// For a whole request head to arrive.
     pub head_timeout: Span,
     /// For the next request on a kept connection.
@@ -338,6 +356,7 @@ impl Default for LogConfig {
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
+            per_address: 0,
             connections: 9_000,
             head_timeout: Span::ms(10_000),
             idle_timeout: Span::ms(75_000),

@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 
 use crate::answer::{Answers, Problem};
 use crate::conn::{Conn, ConnError};
-use crate::http::request::{Method, Request};
+use crate::http::request::{Method, Request, query_value};
 use crate::pipes::Pipe;
 use crate::shard::{Answered, RequestMetrics, Service};
 use crate::turns;
@@ -121,7 +121,7 @@ impl GatewayShard {
         Rc::new(Self {
             upstreams: Upstreams::new(gateway.config.idle_per_node),
             addresses: AddressCache::new(gateway.config.address_age.0),
-            answers: Answers::new(gateway.config.cors.clone()),
+            answers: Answers::new(gateway.config.cors.clone(), None),
             metrics: RequestMetrics::new(),
             retries: metrics::counter!("reel_upstream_retries_total"),
             resumed: metrics::counter!("reel_upstream_resumed_total"),
@@ -162,7 +162,11 @@ impl GatewayShard {
             Method::Put => self.put(conn, request, &user).await,
             Method::Delete => self.delete(conn, request, &user).await,
             _ => {
-                let path = names::encode_path(&user, &name);
+                let mut path = names::encode_path(&user, &name);
+                if let Some(value) = query_value(&request.query, "download") {
+                    path.push_str("?download=");
+                    path.push_str(value);
+                }
                 self.read(conn, request, &user, &path).await
             }
         }

@@ -12,7 +12,9 @@ use crate::shard::Answered;
 use crate::upstream::Response;
 
 /// Fields of a node's answer that are passed on.
-const PASSED: [&str; 9] = [
+const PASSED: [&str; 11] = [
+    "Reel-Node",
+    "Content-Disposition",
     "Content-Type",
     "Content-Length",
     "Content-Range",

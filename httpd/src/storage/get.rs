@@ -16,7 +16,7 @@ use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::conditions::{Verdict, judge};
 use crate::http::range::{self, Asked};
-use crate::http::request::Request;
+use crate::http::request::{Request, query_value};
 use crate::shard::Answered;
 use crate::upstream::Response;
 
@@ -201,6 +201,10 @@ impl StorageShard {
     ) -> Result<Answered, ConnError> {
         let mut head = self.answers.head(304, request);
         head.field("ETag", &file.etag).field("Last-Modified", &file.modified);
+        // RFC 9110 §15.4.5: what a 200 would say of caching, a 304 says too.
+        if let Some(value) = &file.cache_control {
+            head.field("Cache-Control", value);
+        }
         head.connection(request.keep_alive, request.http11);
         conn.queue(&head.end()).await?;
         Ok(Answered { status: 304, close: false })
@@ -218,6 +222,12 @@ impl StorageShard {
             .field("Last-Modified", &file.modified)
             .field("Accept-Ranges", "bytes")
             .field("Reel-Crc32", format_args!("{:08x}", file.row.crc));
+        if let Some(value) = &file.cache_control {
+            head.field("Cache-Control", value);
+        }
+        if query_value(&request.query, "download") == Some("1") {
+            head.field("Content-Disposition", attachment(&file.row.name));
+        }
         head.connection(request.keep_alive, request.http11);
         head
     }
@@ -355,6 +365,7 @@ impl StorageShard {
             "Content-Type",
             "Content-Range",
             "Content-Length",
+            "Content-Disposition",
         ] {
             if let Some(value) = response.field(name) {
                 head.field(name, value);
@@ -392,20 +403,23 @@ impl StorageShard {
             Ok(None) => return self.answers.refuse(conn, request, missing()).await,
             Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
-        let file = File::new(reel_control::catalog::Row {
-            object: object.as_u64(),
-            group: self.node.config.group,
-            path: object.segment().to_path_string(),
-            bytes: head.payload_len,
-            content_type: head.content_type,
-            crc: head.payload_crc,
-            modified_ms: head.modified_ms,
-            ..reel_control::catalog::Row::mark(
-                head.user,
-                head.name,
-                reel_control::catalog::Stamp::default(),
-            )
-        });
+        let file = File::new(
+            reel_control::catalog::Row {
+                object: object.as_u64(),
+                group: self.node.config.group,
+                path: object.segment().to_path_string(),
+                bytes: head.payload_len,
+                content_type: head.content_type,
+                crc: head.payload_crc,
+                modified_ms: head.modified_ms,
+                ..reel_control::catalog::Row::mark(
+                    head.user,
+                    head.name,
+                    reel_control::catalog::Stamp::default(),
+                )
+            },
+            &[],
+        );
         let field = request.fields.range.as_deref();
         let asked = match range::parse(field, file.row.bytes, self.node.config.limits.ranges) {
             Asked::Unsatisfiable => Asked::Whole,
@@ -426,6 +440,12 @@ fn unreachable_object(file: &File) -> Problem {
         file.row.user, file.row.name
     );
     Problem::new(503, "object_unreachable", message)
+}
+
+/// `Content-Disposition` of a file to be saved under its own name (RFC 6266, RFC 8187).
+fn attachment(name: &str) -> String {
+    let base = name.rsplit('/').next().unwrap_or(name);
+    format!("attachment; filename*=UTF-8''{}", names::encode_query(base))
 }
 
 fn content_range(part: &Range<u64>, bytes: u64) -> String {

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use reel_control::catalog::Row;
+use reel_control::config::{CacheRule, StorageConfig};
 
 /// Stripes of the epoch table. Two names of one stripe cost each other a look-up when one changes.
 const STRIPES: usize = 1 << 16;
@@ -57,12 +58,14 @@ pub(crate) struct File {
     pub(crate) etag: String,
     /// `Last-Modified`.
     pub(crate) modified: String,
+    /// `Cache-Control`.
+    pub(crate) cache_control: Option<Box<str>>,
     /// The fields of a 200 to a GET that depend on the file, to the end of the head.
     pub(crate) fields: Box<str>,
 }
 
 impl File {
-    pub(crate) fn new(row: Row) -> Self {
+    pub(crate) fn new(row: Row, rules: &[CacheRule]) -> Self {
         let etag = etag(row.object, row.crc);
         let modified = crate::http::date::format(row.modified_ms / 1000);
         // A value with a line break would be another field.
@@ -70,12 +73,32 @@ impl File {
             broken if broken.contains(['\r', '\n', '\0']) => "application/octet-stream",
             content_type => content_type,
         };
-        let fields = format!(
-            "ETag: {etag}\r\nLast-Modified: {modified}\r\nAccept-Ranges: bytes\r\nReel-Crc32: {:08x}\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n",
+        let cache_control = cache_control(&row, rules).map(Box::from);
+        let mut fields = format!(
+            "ETag: {etag}\r\nLast-Modified: {modified}\r\nAccept-Ranges: bytes\r\nReel-Crc32: {:08x}\r\nContent-Type: {}\r\nContent-Length: {}\r\n",
             row.crc, content_type, row.bytes
         );
-        Self { row, etag, modified, fields: fields.into() }
+        if let Some(value) = &cache_control {
+            fields.push_str(&format!("Cache-Control: {value}\r\n"));
+        }
+        fields.push_str("\r\n");
+        Self { row, etag, modified, cache_control, fields: fields.into() }
     }
+}
+
+/// What the longest rule that fits says.
+fn cache_control<'a>(row: &Row, rules: &'a [CacheRule]) -> Option<&'a str> {
+    let fits = |rule: &&CacheRule| {
+        let rest =
+            rule.prefix.strip_prefix(row.user.as_str()).and_then(|rest| rest.strip_prefix('/'));
+        match rest {
+            Some(rest) => row.name.starts_with(rest),
+            // A rule for a user, or for users that begin so.
+            None => !rule.prefix.contains('/') && row.user.starts_with(&rule.prefix),
+        }
+    };
+    let longest = rules.iter().filter(fits).max_by_key(|rule| rule.prefix.len());
+    longest.map(|rule| rule.value.as_str())
 }
 
 /// The entity tag of an object: the same on every node of its group, another one after a replace.
@@ -111,6 +134,7 @@ pub(crate) struct NameCache {
     old: RefCell<HashMap<Box<str>, Entry>>,
     half: usize,
     age: Duration,
+    rules: Vec<CacheRule>,
     hits: metrics::Counter,
     misses: metrics::Counter,
 }
@@ -124,9 +148,17 @@ fn key(user: &str, name: &str) -> String {
 }
 
 impl NameCache {
-    /// At most `limit` names, asked again after `age`.
-    pub(crate) fn new(limit: usize, age: Duration) -> Self {
+    /// As many names as are configured, asked again after the configured age.
+    pub(crate) fn new(config: &StorageConfig) -> Self {
         Self {
+            rules: config.cache_control.clone(),
+            ..Self::with(config.name_cache, config.name_age.0)
+        }
+    }
+
+    fn with(limit: usize, age: Duration) -> Self {
+        Self {
+            rules: Vec::new(),
             young: RefCell::default(),
             old: RefCell::default(),
             half: (limit / 2).max(1),
@@ -181,7 +213,7 @@ impl NameCache {
     /// Remembers a row that was read when the name's epoch was `epoch`.
     pub(crate) fn insert(&self, row: Row, epochs: &Epochs, epoch: u64) -> Rc<File> {
         let key = key(&row.user, &row.name).into_boxed_str();
-        let file = Rc::new(File::new(row));
+        let file = Rc::new(File::new(row, &self.rules));
         let entry = Entry {
             stripe: epochs.stripe(&file.row.user, &file.row.name) as u32,
             file: Rc::clone(&file),
@@ -229,9 +261,21 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_rule_that_fits_counts() {
+        let rule = |prefix: &str| CacheRule { prefix: prefix.into(), value: prefix.into() };
+        let rules = [rule(""), rule("u/live/"), rule("u/live/a"), rule("v"), rule("u/x")];
+        let of = |name: &str| File::new(row(name, 1), &rules).cache_control;
+        assert_eq!(of("live/abc").as_deref(), Some("u/live/a"));
+        assert_eq!(of("live/b").as_deref(), Some("u/live/"));
+        assert_eq!(of("film").as_deref(), Some(""));
+        assert!(File::new(row("a", 1), &rules).fields.ends_with("Cache-Control: \r\n\r\n"));
+        assert_eq!(File::new(row("a", 1), &rules[3..]).cache_control, None);
+    }
+
+    #[test]
     fn a_raised_epoch_hides_an_entry_at_once() {
         let epochs = Epochs::new();
-        let cache = NameCache::new(100, Duration::from_secs(60));
+        let cache = NameCache::with(100, Duration::from_secs(60));
         cache.insert(row("a", 7), &epochs, epochs.of("u", "a"));
         assert!(
             matches!(cache.get("u", "a", epochs.of("u", "a")), Remembered::Fresh(file) if file.row.object == 7)
@@ -242,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_number_of_names_is_bounded_and_those_in_use_stay() {
-        let cache = NameCache::new(100, Duration::from_secs(60));
+        let cache = NameCache::with(100, Duration::from_secs(60));
         let epochs = Epochs::new();
         cache.insert(row("hot", 1), &epochs, 0);
         for at in 0..10_000 {
@@ -254,7 +298,7 @@ mod tests {
 
     #[test]
     fn an_aged_entry_is_asked_again_once() {
-        let cache = NameCache::new(10, Duration::ZERO);
+        let cache = NameCache::with(10, Duration::ZERO);
         cache.insert(row("a", 1), &Epochs::new(), 0);
         std::thread::sleep(Duration::from_millis(1));
         assert!(matches!(cache.get("u", "a", 0), Remembered::Aged(_)));
