@@ -11,9 +11,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reel_engine::disk::{DIRECT_ALIGN, ShardReader};
 use reel_engine::format::trailer::BLOCK_BYTES;
@@ -26,6 +26,8 @@ use pool::{Lent, Pool};
 
 /// Files a shard keeps open for reads past the page cache; beyond, it begins anew.
 const READERS: usize = 256;
+/// Between looks for files that were removed.
+const TIDY: Duration = Duration::from_secs(1);
 /// Places that may be on their way into the page cache.
 const BRINGING_IN: u32 = 4;
 /// Bytes of a buffer: a block, and the rest of the pages it begins and ends in.
@@ -39,7 +41,7 @@ type Key = (u64, u32, u32);
 /// A shard's cold reads.
 pub(super) struct Cold {
     store: Arc<Store>,
-    readers: RefCell<HashMap<(u64, u32), Rc<ShardReader>>>,
+    readers: RefCell<HashMap<(u64, u32), Reader>>,
     reads: RefCell<HashMap<Key, Rc<Read>>>,
     pool: Rc<Pool>,
     heat: RefCell<Heat>,
@@ -47,6 +49,19 @@ pub(super) struct Cold {
     bytes: metrics::Counter,
     shared: metrics::Counter,
     brought_in: metrics::Counter,
+}
+
+/// A file that is open for reads past the page cache, as long as its segment is.
+struct Reader {
+    segment: Weak<Segment>,
+    file: Rc<ShardReader>,
+}
+
+impl Reader {
+    /// A file that was removed gives its space back when nobody has it open any more.
+    fn is_used(&self) -> bool {
+        self.segment.upgrade().is_some_and(|segment| !segment.is_retired())
+    }
 }
 
 /// A block that is being read, or was.
@@ -112,7 +127,7 @@ impl Cold {
     /// With buffers of `bytes` in all.
     pub(super) fn new(store: Arc<Store>, bytes: u64) -> Rc<Self> {
         let limit = (bytes as usize / BUFFER_BYTES).max(LEAST_BUFFERS);
-        Rc::new(Self {
+        let cold = Rc::new(Self {
             store,
             readers: RefCell::default(),
             reads: RefCell::default(),
@@ -122,7 +137,16 @@ impl Cold {
             bytes: metrics::counter!("reel_cold_read_bytes_total"),
             shared: metrics::counter!("reel_cold_reads_shared_total"),
             brought_in: metrics::counter!("reel_cold_places_brought_in_total"),
-        })
+        });
+        let tidied = Rc::downgrade(&cold);
+        monoio::spawn(async move {
+            loop {
+                monoio::time::sleep(TIDY).await;
+                let Some(cold) = tidied.upgrade() else { return };
+                cold.readers.borrow_mut().retain(|_, reader| reader.is_used());
+            }
+        });
+        cold
     }
 
     /// Whether a unit fits into a buffer.
@@ -166,7 +190,7 @@ impl Cold {
         if let Some(block) = self.join(segment, unit) {
             return Some(block);
         }
-        let reader = self.readers.borrow().get(&file_key(segment)).cloned()?;
+        let reader = Rc::clone(&self.readers.borrow().get(&file_key(segment))?.file);
         let lent = self.pool.try_take()?;
         Some(self.begin(reader, lent, segment, slot, located, unit))
     }
@@ -214,18 +238,19 @@ impl Cold {
         block
     }
 
-    async fn reader(&self, segment: &Segment) -> Result<Rc<ShardReader>, Error> {
+    async fn reader(&self, segment: &Arc<Segment>) -> Result<Rc<ShardReader>, Error> {
         let key = file_key(segment);
         if let Some(reader) = self.readers.borrow().get(&key) {
-            return Ok(Rc::clone(reader));
+            return Ok(Rc::clone(&reader.file));
         }
-        let reader = Rc::new(ShardReader::open(segment.file(), self.store.pool()).await?);
+        let file = Rc::new(ShardReader::open(segment.file(), self.store.pool()).await?);
         let mut readers = self.readers.borrow_mut();
         if readers.len() >= READERS {
             readers.clear();
         }
-        readers.insert(key, Rc::clone(&reader));
-        Ok(reader)
+        let reader = Reader { segment: Arc::downgrade(segment), file: Rc::clone(&file) };
+        readers.insert(key, reader);
+        Ok(file)
     }
 
     /// A request reads this byte of a payload cold: what is asked for again is brought into the page cache.
