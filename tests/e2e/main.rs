@@ -15,4 +15,5 @@ mod harness;
 mod hostile;
 mod protocol;
 mod replication;
+mod resume;
 mod up;

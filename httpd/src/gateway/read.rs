@@ -58,6 +58,7 @@ impl GatewayShard {
         let mut begun: Option<Begun> = None;
         let mut problem = Problem::new(503, "no_node", "no node answers");
         loop {
+            let at = begun.as_ref().map(|begun| begun.next);
             match self.nodes_of(&whose).await {
                 Ok(nodes) => {
                     for node in nodes {
@@ -92,7 +93,10 @@ impl GatewayShard {
                     None => self.answers.refuse(conn, request, problem).await,
                 };
             }
-            monoio::time::sleep(ROUND_PAUSE).await;
+            // A viewer that has got further is not kept waiting: the nodes are asked for anew at once.
+            if begun.as_ref().map(|begun| begun.next) == at {
+                monoio::time::sleep(ROUND_PAUSE).await;
+            }
         }
     }
 
