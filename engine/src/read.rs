@@ -129,6 +129,25 @@ impl Unit {
     }
 }
 
+/// Brings the units of `range` (relative to the payload) into the page cache, and checks them. Blocking. They are
+/// read in order, as a player would: so the kernel keeps them in large folios, which are cheaper to send than
+/// those of `posix_fadvise` (docs/decisions/0010).
+///
+/// # Errors
+/// [`crate::Error::DamagedObject`], I/O errors.
+pub fn bring_in(segment: &Segment, slot: u16, located: &Located, range: Range<u64>) -> Result<()> {
+    let mut buffer = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let unit = Unit::at(segment, slot, located, at);
+        buffer.resize(unit.length as usize, 0);
+        segment.file().read_exact_at(&mut buffer, located.offset + unit.start)?;
+        unit.verify(segment, slot, located, &buffer)?;
+        at = unit.end();
+    }
+    Ok(())
+}
+
 fn check(segment: &Segment, slot: u16, located: &Located, units: Range<u64>) -> Result<()> {
     let mut buffer = Vec::new();
     for unit in units {

@@ -22,8 +22,6 @@ use crate::turns;
 const READ_BYTES: usize = 16 * 1024;
 /// Gathered output is sent when it has so many bytes, or before the connection waits for input.
 const GATHER_BYTES: usize = 256 * 1024;
-/// Bytes of one sendfile call: a page that is resident costs little, so more than [`turns::PORTION`].
-const PORTION: u64 = 256 * 1024;
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -367,7 +365,7 @@ impl Conn {
         let mut at = offset;
         let end = offset + length;
         while at < end {
-            let portion = (end - at).min(PORTION) as usize;
+            let portion = (end - at).min(turns::PORTION) as usize;
             turns::take(portion as u64).await;
             match rustix::fs::sendfile(self.fd(), file, Some(&mut at), portion) {
                 Ok(0) => return Err(ConnError::Io(std::io::ErrorKind::UnexpectedEof.into())),

@@ -20,6 +20,8 @@ use monoio::net::TcpStream;
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
+use crate::turns;
+
 /// How exactly time limits are kept.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
 /// Events taken from the kernel at a time.
@@ -189,6 +191,7 @@ impl Reactor {
                     break;
                 }
             }
+            turns::begin_round();
         }
     }
 

@@ -302,14 +302,6 @@ impl DiskFile {
         self.raw.is_resident(offset, length)
     }
 
-    /// Brings bytes into the page cache. Blocking, though it need not wait until they are there.
-    pub fn bring_in(&self, offset: u64, length: u64) -> Result<()> {
-        let Some(file) = self.raw.std() else { return Ok(()) };
-        let length = std::num::NonZeroU64::new(length);
-        rustix::fs::fadvise(file, offset, length, rustix::fs::Advice::WillNeed)
-            .map_err(|error| Error::io("read ahead", &self.path, error.into()))
-    }
-
     /// The file once more, for reads past the page cache. Blocking.
     pub(super) fn reopen_direct(&self) -> Result<Option<File>> {
         self.raw.reopen_direct().map_err(|error| Error::io("open", &self.path, error))

@@ -15,6 +15,8 @@ use crate::turns;
 
 /// Bytes of a large body that are looked at before they are sent.
 const WINDOW_BYTES: u64 = 1 << 20;
+/// Bytes of a cold block that are sent at a time.
+const COLD_PORTION: u64 = 128 * 1024;
 /// How long a window that was found in the page cache is taken to be there.
 const RESIDENT_FOR: Duration = Duration::from_millis(100);
 /// Windows whose residency is remembered.
@@ -194,7 +196,7 @@ impl Source<'_> {
             block.ready().await?;
             if noted != at / WINDOW_BYTES {
                 noted = at / WINDOW_BYTES;
-                self.shard.cold.note(self.segment, self.located, at);
+                self.shard.cold.note(self.segment, self.slot(), self.located, at);
             }
             // The next block is read while this one leaves.
             if end < part.end {
@@ -234,8 +236,8 @@ impl Source<'_> {
     ) -> Result<u64, ConnError> {
         let mut at = range.start;
         loop {
-            let end = range.end.min(at + turns::PORTION);
-            turns::take(end - at).await;
+            let end = range.end.min(at + COLD_PORTION);
+            turns::take((end - at) * turns::COLD).await;
             let sent = block.with(at, end, |bytes| conn.try_send(bytes))? as u64;
             at += sent;
             if at == range.end {

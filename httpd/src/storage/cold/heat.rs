@@ -17,13 +17,16 @@ const MOST_SKIPPED: u32 = 1024;
 /// After this time the skipping is halved.
 const RECOVER: Duration = Duration::from_secs(5);
 
+/// So long a place may be on its way: it says nothing if it is read cold meanwhile.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
+
 /// A place of a segment.
 pub(super) type Place = (u64, u64);
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     place: Place,
-    brought_in: bool,
+    brought_in: Option<Instant>,
 }
 
 /// What was read cold lately.
@@ -47,20 +50,25 @@ impl Heat {
             ^ place.1.wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let seen = &mut self.seen[(mixed >> 40) as usize % PLACES];
         if seen.place != place {
-            *seen = Seen { place, brought_in: false };
+            *seen = Seen { place, brought_in: None };
             return false;
         }
         if now.saturating_duration_since(self.changed) > RECOVER && self.skip > 1 {
             self.skip /= 2;
             self.changed = now;
         }
-        if std::mem::take(&mut seen.brought_in) {
+        if let Some(since) = seen.brought_in {
+            if now.saturating_duration_since(since) < ON_ITS_WAY {
+                return false;
+            }
+            seen.brought_in = None;
             self.skip = (self.skip * 2).min(MOST_SKIPPED);
             self.changed = now;
         }
         self.count += 1;
-        seen.brought_in = self.count.is_multiple_of(self.skip);
-        seen.brought_in
+        let bring_in = self.count.is_multiple_of(self.skip);
+        seen.brought_in = bring_in.then_some(now);
+        bring_in
     }
 }
 
@@ -88,9 +96,11 @@ mod tests {
         brought(&mut heat, now);
         let first = brought(&mut heat, now);
         // The cache keeps nothing: the same places are cold again and again.
-        let later = (0..10).map(|_| brought(&mut heat, now)).last().expect("ten");
-        assert!(later * 50 < first, "{later} after {first}");
-        let much_later = (1..40).map(|round| brought(&mut heat, now + RECOVER * 2 * round)).max();
-        assert!(much_later > Some(0));
+        assert_eq!(brought(&mut heat, now + ON_ITS_WAY / 2), 0, "they are on their way");
+        let step = ON_ITS_WAY + Duration::from_millis(1);
+        let later = (1..10).map(|round| brought(&mut heat, now + step * round)).last();
+        assert!(later.expect("nine") * 50 < first, "{later:?} after {first}");
+        let much_later = (5..40).map(|round| brought(&mut heat, now + RECOVER * 2 * round)).max();
+        assert!(much_later > later);
     }
 }

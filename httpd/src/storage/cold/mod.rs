@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use reel_engine::disk::{DIRECT_ALIGN, ShardReader};
 use reel_engine::format::trailer::BLOCK_BYTES;
-use reel_engine::read::Unit;
+use reel_engine::read::{self, Unit};
 use reel_engine::{Error, Located, Segment, Store};
 
 use crate::turns;
@@ -254,7 +254,7 @@ impl Cold {
     }
 
     /// A request reads this byte of a payload cold: what is asked for again is brought into the page cache.
-    pub(super) fn note(&self, segment: &Arc<Segment>, located: &Located, at: u64) {
+    pub(super) fn note(&self, segment: &Arc<Segment>, slot: u16, located: &Located, at: u64) {
         let place = (segment.number().get(), at / PLACE_BYTES);
         if self.bringing_in.get() >= BRINGING_IN
             || !self.heat.borrow_mut().read_cold(place, Instant::now())
@@ -264,10 +264,10 @@ impl Cold {
         self.bringing_in.set(self.bringing_in.get() + 1);
         self.brought_in.increment(1);
         let start = place.1 * PLACE_BYTES;
-        let (offset, length) =
-            (located.offset + start, PLACE_BYTES.min(located.length.saturating_sub(start)));
-        let (segment, bringing_in) = (Arc::clone(segment), Rc::clone(&self.bringing_in));
-        let job = self.store.pool().run(move || segment.file().bring_in(offset, length));
+        let range = start..located.length.min(start + PLACE_BYTES);
+        let (segment, located) = (Arc::clone(segment), *located);
+        let bringing_in = Rc::clone(&self.bringing_in);
+        let job = self.store.pool().run(move || read::bring_in(&segment, slot, &located, range));
         monoio::spawn(async move {
             if let Err(error) = job.await {
                 tracing::debug!(%error, "not brought into the page cache");
@@ -279,7 +279,7 @@ impl Cold {
 
 /// To begin a direct read costs the shard about half of what it costs to send the bytes.
 pub(super) async fn take_turn(unit: &Unit) {
-    turns::take(unit.length / 2).await;
+    turns::take(unit.length / 2 * turns::COLD).await;
 }
 
 fn file_key(segment: &Segment) -> (u64, u32) {
