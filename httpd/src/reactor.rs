@@ -31,19 +31,6 @@ const EVENTS: usize = 256;
 #[derive(Debug)]
 pub(crate) struct TimedOut;
 
-/// Lets the other tasks of the shard go first.
-pub(crate) async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
-
 /// One direction of a socket.
 #[derive(Debug, Default)]
 struct Side {

@@ -1,14 +1,12 @@
 //! Bulk sends of a shard take turns, so that a small answer waits for [`ROUND_BYTES`] of them at most.
 //!
-//! One round is what happens between two looks at the sockets. A bulk send that finds the round's bytes used
+//! A round ends when the sockets are looked at, or when all that is ready has had its turn. A bulk send that finds the round's bytes used
 //! waits for the next one, first come, first served. As long as nobody has to wait this costs an addition.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
-
-use crate::reactor::yield_now;
 
 /// Bytes of bulk sends in one round.
 const ROUND_BYTES: u64 = 1 << 20;
@@ -46,7 +44,9 @@ pub(crate) async fn take(bytes: u64) {
             waited = true;
             turns.waiting.push_back(context.waker().clone());
             if !std::mem::replace(&mut turns.refilling, true) {
-                monoio::spawn(refill());
+                // A task that yields would run again before the others; a new one stands behind all that are
+                // ready.
+                monoio::spawn(async { begin_round() });
             }
             Poll::Pending
         })
@@ -54,28 +54,13 @@ pub(crate) async fn take(bytes: u64) {
     .await;
 }
 
-/// The sockets were looked at, and those that became ready were woken: a new round begins.
+/// A new round begins: the sockets were looked at, or all that was ready has had its turn.
 pub(crate) fn begin_round() {
     let woken = TURNS.with_borrow_mut(|turns| {
         turns.used = 0;
+        turns.refilling = false;
         std::mem::take(&mut turns.waiting)
     });
     // Those for whom the round is too short stand behind again, in the same order.
     woken.into_iter().for_each(Waker::wake);
-}
-
-/// Begins rounds while somebody waits, also when no socket becomes ready.
-async fn refill() {
-    loop {
-        yield_now().await;
-        begin_round();
-        yield_now().await;
-        let idle = TURNS.with_borrow_mut(|turns| {
-            turns.refilling = !turns.waiting.is_empty();
-            !turns.refilling
-        });
-        if idle {
-            return;
-        }
-    }
 }

@@ -263,3 +263,62 @@ fn curl_and_wget_go_on_where_they_stopped() {
         assert!(std::fs::read(dir.path().join(output)).unwrap() == whole, "{program}");
     }
 }
+
+#[test]
+fn what_is_configured_or_asked_for_stands_in_the_head() {
+    let base = crate::harness::Base::start();
+    let more = "[[storage.cache_control]]\nprefix = \"ann/live/\"\nvalue = \"no-cache\"\n[[storage.cache_control]]\nprefix = \"\"\nvalue = \"max-age=60\"\n";
+    let node = base.storage(101, "node", more);
+    for name in ["live/a b.mp4", "film.mp4"] {
+        let path = format!("/ann/{}", name.replace(' ', "%20"));
+        put(&node.address, &path, &bytes(1, 5000)).unwrap();
+        let expected = if name.starts_with("live") { "no-cache" } else { "max-age=60" };
+        // From the third on it is answered from memory: the same head.
+        for _ in 0..4 {
+            let answer = get(&node.address, &path).unwrap();
+            assert_eq!(answer.field("cache-control"), expected);
+            assert_eq!(answer.field("reel-node"), "101");
+            assert_eq!(answer.field("content-type"), "video/mp4");
+            assert!(answer.body == bytes(1, 5000));
+        }
+    }
+    let answer = get(&node.address, "/ann/live/a%20b.mp4?download=1").unwrap();
+    assert_eq!(answer.field("content-disposition"), "attachment; filename*=UTF-8\'\'a%20b%2Emp4");
+}
+
+#[test]
+fn what_is_not_in_the_page_cache_is_read_past_it() {
+    let base = crate::harness::Base::start();
+    let node = base.storage(101, "node", "");
+    let cold_bytes = || {
+        let text = String::from_utf8(get(&node.address, "/-/metrics").unwrap().body).unwrap();
+        let line = text.lines().find(|line| line.starts_with("reel_cold_read_bytes_total "));
+        line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+    };
+    for (name, length) in [("packed", 200_000usize), ("large", 3_333_333)] {
+        let payload = bytes(length as u64, length);
+        let path = format!("/ann/{name}");
+        let uploaded = put(&node.address, &path, &payload).unwrap().json();
+        let segment = base.dir.path().join("node").join(uploaded["path"].as_str().unwrap());
+        let file = std::fs::File::open(segment).unwrap();
+        let length = length as u64;
+        for (first, last) in
+            [(0, length - 1), (1, 1), (length - 100_000, length - 1), (150_000, length - 7)]
+        {
+            file.sync_all().unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            let before = cold_bytes();
+            let head = format!("GET {path} HTTP/1.1\r\nRange: bytes={first}-{last}");
+            let answer = crate::harness::request(&node.address, &head, &[]).unwrap();
+            assert_eq!(answer.status, 206);
+            assert!(
+                answer.body == payload[first as usize..=last as usize],
+                "{name} {first}-{last}"
+            );
+            // What is asked for again is on its way into the page cache, some time: only the first is certain.
+            if first == 0 {
+                assert!(cold_bytes() > before, "{name} was sent from the cache");
+            }
+        }
+    }
+}
