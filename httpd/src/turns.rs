@@ -3,29 +3,58 @@
 //! A round ends when the sockets are looked at, or when all that is ready has had its turn. A bulk send that finds the round's bytes used
 //! waits for the next one, first come, first served. As long as nobody has to wait this costs an addition.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 /// Bytes of bulk sends in one round.
-const ROUND_BYTES: u64 = 1 << 20;
+const ROUND_BYTES: u64 = 2 << 20;
 /// A send of at most so many bytes takes no turn.
 const SMALL_BYTES: u64 = 64 * 1024;
 /// Bytes a bulk send asks for at a time.
-pub(crate) const PORTION: u64 = 1 << 20;
-/// What is read past the page cache and sent from memory costs so many times what sendfile costs.
-pub(crate) const COLD: u64 = 4;
+pub(crate) const PORTION: u64 = 2 << 20;
+/// What is read past the page cache counts so many times: it costs some four times what sendfile costs, and small
+/// answers are to go first (decisions/0010).
+pub(crate) const COLD: u64 = 24;
+
+/// Who waits for a turn.
+#[derive(Default)]
+struct Waiter {
+    granted: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
 
 #[derive(Default)]
 struct Turns {
     used: u64,
+    /// A task that begins the next round stands behind all that are ready; there is one while somebody waits.
     refilling: bool,
-    waiting: VecDeque<Waker>,
+    waiting: VecDeque<(Rc<Waiter>, u64)>,
 }
 
 thread_local! {
     static TURNS: RefCell<Turns> = RefCell::default();
+}
+
+impl Turns {
+    /// Gives turns to those who wait, in order, as long as the round has bytes.
+    fn begin_round(&mut self) {
+        self.used = 0;
+        while self.used < ROUND_BYTES
+            && let Some((waiter, bytes)) = self.waiting.pop_front()
+        {
+            // One that is held by nobody else has given up.
+            if Rc::strong_count(&waiter) > 1 {
+                self.used += bytes;
+                waiter.granted.set(true);
+                if let Some(waker) = waiter.waker.take() {
+                    waker.wake();
+                }
+            }
+        }
+    }
 }
 
 /// Waits until `bytes` may be sent in the current round.
@@ -33,34 +62,45 @@ pub(crate) async fn take(bytes: u64) {
     if bytes <= SMALL_BYTES {
         return;
     }
-    let mut waited = false;
+    let waiter = TURNS.with_borrow_mut(|turns| {
+        if turns.waiting.is_empty() && turns.used < ROUND_BYTES {
+            turns.used += bytes;
+            return None;
+        }
+        let waiter = Rc::new(Waiter::default());
+        turns.waiting.push_back((Rc::clone(&waiter), bytes));
+        if !std::mem::replace(&mut turns.refilling, true) {
+            refill();
+        }
+        Some(waiter)
+    });
+    let Some(waiter) = waiter else { return };
     poll_fn(|context| {
-        TURNS.with_borrow_mut(|turns| {
-            let first = turns.waiting.is_empty() || waited;
-            if first && turns.used < ROUND_BYTES {
-                turns.used += bytes;
-                return Poll::Ready(());
-            }
-            waited = true;
-            turns.waiting.push_back(context.waker().clone());
-            if !std::mem::replace(&mut turns.refilling, true) {
-                // A task that yields would run again before the others; a new one stands behind all that are
-                // ready.
-                monoio::spawn(async { begin_round() });
-            }
-            Poll::Pending
-        })
+        if waiter.granted.get() {
+            return Poll::Ready(());
+        }
+        waiter.waker.replace(Some(context.waker().clone()));
+        Poll::Pending
     })
     .await;
 }
 
-/// A new round begins: the sockets were looked at, or all that was ready has had its turn.
+/// The sockets were looked at, and those that became ready were woken: a new round begins.
 pub(crate) fn begin_round() {
-    let woken = TURNS.with_borrow_mut(|turns| {
-        turns.used = 0;
-        turns.refilling = false;
-        std::mem::take(&mut turns.waiting)
+    TURNS.with_borrow_mut(Turns::begin_round);
+}
+
+/// Begins a round when all that is ready now has had its turn, and the next one while somebody waits. (A task
+/// that yields would run again before the others; a new one stands behind them.)
+fn refill() {
+    monoio::spawn(async {
+        let again = TURNS.with_borrow_mut(|turns| {
+            turns.begin_round();
+            turns.refilling = !turns.waiting.is_empty();
+            turns.refilling
+        });
+        if again {
+            refill();
+        }
     });
-    // Those for whom the round is too short stand behind again, in the same order.
-    woken.into_iter().for_each(Waker::wake);
 }
