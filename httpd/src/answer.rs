@@ -105,30 +105,24 @@ impl Answers {
         let date = self.date.get();
         let mut ok = self.ok.borrow_mut();
         if !Rc::ptr_eq(&ok.0, &date) {
-            let mut head = self.beginning(200, &date);
-            if !self.cors.allow_origin.is_empty() {
-                cross_origin(&mut head, &self.cors.allow_origin);
-            }
-            *ok = (date, head.unfinished().into());
+            let head = self.beginning(200, &date, Method::Get);
+            *ok = (date, head.unfinished().into_bytes().into());
         }
         out.extend_from_slice(&ok.1);
     }
 
-    fn beginning(&self, status: u16, date: &str) -> Head {
+    /// A head with the date and, where they are due, the cross-origin fields.
+    pub(crate) fn head(&self, status: u16, request: &Request) -> Head {
+        self.beginning(status, &self.date.get(), request.method)
+    }
+
+    fn beginning(&self, status: u16, date: &str, method: Method) -> Head {
         let mut head = Head::new(status, date);
         if let Some(node) = &self.node {
             head.field("Reel-Node", node);
         }
-        head
-    }
-
-    /// A head with the date and, where they are due, the cross-origin fields.
-    pub(crate) fn head(&self, status: u16, request: &Request) -> Head {
-        let mut head = self.beginning(status, &self.date.get());
         let origin = &self.cors.allow_origin;
-        if matches!(request.method, Method::Get | Method::Head | Method::Options)
-            && !origin.is_empty()
-        {
+        if matches!(method, Method::Get | Method::Head | Method::Options) && !origin.is_empty() {
             cross_origin(&mut head, origin);
         }
         head

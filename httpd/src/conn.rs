@@ -273,14 +273,9 @@ impl Conn {
 
     async fn send_all(&mut self, mut bytes: &[u8], flags: SendFlags) -> Result<(), ConnError> {
         while !bytes.is_empty() {
-            match rustix::net::send(self.fd(), bytes, flags) {
-                Ok(sent) => {
-                    self.sent += sent as u64;
-                    bytes = &bytes[sent..];
-                }
-                Err(Errno::AGAIN) => self.writable().await?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+            match self.send_now(bytes, flags)? {
+                0 => self.writable().await?,
+                sent => bytes = &bytes[sent..],
             }
         }
         Ok(())
@@ -288,8 +283,13 @@ impl Conn {
 
     /// Sends as many bytes as there is room for; what was gathered must be out.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> Result<usize, ConnError> {
+        self.send_now(bytes, SendFlags::NOSIGNAL)
+    }
+
+    /// One send; 0 when there is no room.
+    fn send_now(&mut self, bytes: &[u8], flags: SendFlags) -> Result<usize, ConnError> {
         loop {
-            match rustix::net::send(self.fd(), bytes, SendFlags::NOSIGNAL) {
+            match rustix::net::send(self.fd(), bytes, flags) {
                 Ok(sent) => {
                     self.sent += sent as u64;
                     return Ok(sent);

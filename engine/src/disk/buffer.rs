@@ -1,4 +1,4 @@
-//! Buffers whose memory address suits direct writes: pieces of a large upload, batches of small ones.
+//! Buffers whose memory address suits direct I/O: pieces of a large upload, batches of small ones, cold reads.
 
 #![expect(unsafe_code, reason = "tells monoio where the aligned bytes lie")]
 
@@ -8,6 +8,15 @@ use super::DIRECT_ALIGN;
 
 /// Bytes of a piece; each is one write.
 pub const PIECE_BYTES: usize = 1 << 20;
+
+/// A vector with room for so many bytes behind the first page boundary in it, filled up to there; and where that
+/// is.
+fn aligned(capacity: usize) -> (Vec<u8>, usize) {
+    let mut bytes: Vec<u8> = Vec::with_capacity(capacity + DIRECT_ALIGN);
+    let start = bytes.as_ptr().align_offset(DIRECT_ALIGN);
+    bytes.resize(start, 0);
+    (bytes, start)
+}
 
 /// The bytes of one group commit, from a page boundary on.
 #[derive(Debug)]
@@ -25,9 +34,7 @@ impl Default for Batch {
 impl Batch {
     /// Room for so many bytes.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
-        let mut bytes: Vec<u8> = Vec::with_capacity(capacity + DIRECT_ALIGN);
-        let start = bytes.as_ptr().align_offset(DIRECT_ALIGN);
-        bytes.resize(start, 0);
+        let (bytes, start) = aligned(capacity);
         Self { bytes, start }
     }
 
@@ -90,9 +97,7 @@ pub struct ReadBuffer {
 impl ReadBuffer {
     /// Room for so many bytes, a multiple of [`DIRECT_ALIGN`].
     pub fn with_capacity(capacity: usize) -> Self {
-        let mut bytes: Vec<u8> = Vec::with_capacity(capacity + DIRECT_ALIGN);
-        let start = bytes.as_ptr().align_offset(DIRECT_ALIGN);
-        bytes.resize(start, 0);
+        let (bytes, start) = aligned(capacity);
         Self { bytes, start, want: 0 }
     }
 
@@ -147,9 +152,7 @@ pub struct Piece {
 
 impl Default for Piece {
     fn default() -> Self {
-        let mut bytes: Vec<u8> = Vec::with_capacity(PIECE_BYTES + DIRECT_ALIGN);
-        let start = bytes.as_ptr().align_offset(DIRECT_ALIGN);
-        bytes.resize(start, 0);
+        let (bytes, start) = aligned(PIECE_BYTES);
         Self { bytes, start }
     }
 }

@@ -207,33 +207,26 @@ impl Worker {
         })
     }
 
-    /// Writes space ahead for the shards' commits.
+    /// Writes space ahead for the shards' commits. False when it is time to stop.
     fn stock(&self) -> bool {
-        loop {
-            let mut stocking = match self.store.begin_stocking() {
-                Ok(Some(stocking)) => stocking,
-                Ok(None) => return true,
-                Err(error) => {
-                    tracing::warn!(%error, "no space written ahead");
-                    return true;
-                }
-            };
-            loop {
+        self.fill_stock().unwrap_or_else(|error| {
+            tracing::warn!(%error, "no space written ahead");
+            true
+        })
+    }
+
+    fn fill_stock(&self) -> Result<bool> {
+        while let Some(mut stocking) = self.store.begin_stocking()? {
+            let mut done = false;
+            while !done {
                 let began = Instant::now();
-                let stepped = stocking.step();
+                done = stocking.step()?;
                 if !self.rest(began.elapsed()) {
-                    return false;
-                }
-                match stepped {
-                    Ok(false) => {}
-                    Ok(true) => break,
-                    Err(error) => {
-                        tracing::warn!(%error, "no space written ahead");
-                        return true;
-                    }
+                    return Ok(false);
                 }
             }
         }
+        Ok(true)
     }
 
     fn compact_all(&self) -> bool {

@@ -76,9 +76,20 @@ impl Head {
         }
     }
 
-    /// The bytes so far, for a head that is put together elsewhere.
-    pub fn unfinished(self) -> Vec<u8> {
-        self.text.into_bytes()
+    /// Fields alone, to be [added](Head::prepared) to heads.
+    pub fn fields() -> Self {
+        Self { text: String::new() }
+    }
+
+    /// Adds fields that were prepared before.
+    pub fn prepared(&mut self, fields: &str) -> &mut Self {
+        self.text.push_str(fields);
+        self
+    }
+
+    /// The text so far, for a head that is put together elsewhere.
+    pub fn unfinished(self) -> String {
+        self.text
     }
 
     /// The bytes, with the empty line at the end.

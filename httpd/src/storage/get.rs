@@ -218,13 +218,7 @@ impl StorageShard {
         file: &File,
     ) -> crate::http::response::Head {
         let mut head = self.answers.head(status, request);
-        head.field("ETag", &file.etag)
-            .field("Last-Modified", &file.modified)
-            .field("Accept-Ranges", "bytes")
-            .field("Reel-Crc32", format_args!("{:08x}", file.row.crc));
-        if let Some(value) = &file.cache_control {
-            head.field("Cache-Control", value);
-        }
+        head.prepared(&file.fields);
         if query_value(&request.query, "download") == Some("1") {
             head.field("Content-Disposition", attachment(&file.row.name));
         }

@@ -99,7 +99,7 @@ impl StorageShard {
         }
         let body = self.bodies.get(file.row.object)?;
         self.answers.begin(conn.out());
-        conn.out().extend_from_slice(file.fields.as_bytes());
+        conn.out().extend_from_slice(&file.whole);
         conn.out().extend_from_slice(&body);
         Some(Answered { status: 200, close: false })
     }

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use reel_control::catalog::Row;
 use reel_control::config::{CacheRule, StorageConfig};
 
+use crate::http::response::Head;
+
 /// Stripes of the epoch table. Two names of one stripe cost each other a look-up when one changes.
 const STRIPES: usize = 1 << 16;
 
@@ -60,29 +62,31 @@ pub(crate) struct File {
     pub(crate) modified: String,
     /// `Cache-Control`.
     pub(crate) cache_control: Option<Box<str>>,
-    /// The fields of a 200 to a GET that depend on the file, to the end of the head.
+    /// The fields that every 200 and 206 has.
     pub(crate) fields: Box<str>,
+    /// Those and the others of a 200 to a GET, to the end of the head.
+    pub(crate) whole: Box<[u8]>,
 }
 
 impl File {
     pub(crate) fn new(row: Row, rules: &[CacheRule]) -> Self {
         let etag = etag(row.object, row.crc);
         let modified = crate::http::date::format(row.modified_ms / 1000);
-        // A value with a line break would be another field.
-        let content_type = match row.content_type.as_str() {
-            broken if broken.contains(['\r', '\n', '\0']) => "application/octet-stream",
-            content_type => content_type,
-        };
+        let mut head = Head::fields();
+        head.field("ETag", &etag)
+            .field("Last-Modified", &modified)
+            .field("Accept-Ranges", "bytes")
+            .field("Reel-Crc32", format_args!("{:08x}", row.crc));
         let cache_control = cache_control(&row, rules).map(Box::from);
-        let mut fields = format!(
-            "ETag: {etag}\r\nLast-Modified: {modified}\r\nAccept-Ranges: bytes\r\nReel-Crc32: {:08x}\r\nContent-Type: {}\r\nContent-Length: {}\r\n",
-            row.crc, content_type, row.bytes
-        );
         if let Some(value) = &cache_control {
-            fields.push_str(&format!("Cache-Control: {value}\r\n"));
+            head.field("Cache-Control", value);
         }
-        fields.push_str("\r\n");
-        Self { row, etag, modified, cache_control, fields: fields.into() }
+        let fields: Box<str> = head.unfinished().into();
+        let mut whole = Head::fields();
+        whole.prepared(&fields);
+        whole.field("Content-Type", &row.content_type).field("Content-Length", row.bytes);
+        let whole = whole.end().into();
+        Self { row, etag, modified, cache_control, fields, whole }
     }
 }
 
@@ -268,7 +272,7 @@ mod tests {
         assert_eq!(of("live/abc").as_deref(), Some("u/live/a"));
         assert_eq!(of("live/b").as_deref(), Some("u/live/"));
         assert_eq!(of("film").as_deref(), Some(""));
-        assert!(File::new(row("a", 1), &rules).fields.ends_with("Cache-Control: \r\n\r\n"));
+        assert!(File::new(row("a", 1), &rules).fields.ends_with("Cache-Control: \r\n"));
         assert_eq!(File::new(row("a", 1), &rules[3..]).cache_control, None);
     }
 
