@@ -1,5 +1,6 @@
 //! A node's data folders: their segments, open and known, and what happens to them as a whole.
 
+mod create;
 mod dead;
 mod folder;
 mod handles;
@@ -11,30 +12,28 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
 use crate::changes::Changes;
 use crate::clock::Clock;
-use crate::disk::{DiskFile, DiskPool, Job, RealDisk, SyncPoint, Volume};
+use crate::disk::{DiskPool, RealDisk, Volume};
 use crate::error::{Error, Result};
-use crate::format::HEADER_BYTES;
-use crate::format::segment_header::{SegmentHeader, SegmentKind};
+use crate::format::segment_header::SegmentKind;
 use crate::format::superblock::Superblock;
 use crate::id::{ObjectId, SegmentNumber};
 use crate::recover;
 use crate::segment::{self, Located, Segment};
 use crate::signal::Signal;
-use crate::slots::SlotTable;
 
+pub(crate) use create::{Demand, Fresh, Source};
 use dead::{Deferred, Unsynced};
 use folder::list_and_tidy;
 pub(crate) use folder::{Folder, list_segments};
 pub use folder::{FolderOptions, FolderState};
 use handles::Handles;
+use stock::Stock;
 pub use stock::Stocking;
-use stock::{Stock, Stocked};
 
 /// Gives the next segment number from the leases in hand; `None` when there is none.
 pub type NumberSource = Arc<dyn Fn() -> Option<SegmentNumber> + Send + Sync>;
@@ -172,47 +171,6 @@ pub struct Store {
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("folders", &self.folders).finish_non_exhaustive()
-    }
-}
-
-/// A fresh packed segment.
-pub(crate) struct Fresh {
-    pub(crate) segment: Arc<Segment>,
-    /// Whether its space was written before: a sync then need not wait for the file system's
-    /// journal.
-    pub(crate) prewritten: bool,
-    /// For commits that need no sync of their own; where the file system can, and space was written
-    /// before.
-    pub(crate) through: Option<DiskFile>,
-}
-
-/// Where a new segment's file comes from.
-#[derive(Debug)]
-pub(crate) enum Source {
-    /// It is created, and grows.
-    New,
-    /// It is created for writes that bypass the page cache.
-    NewDirect,
-    /// Its space was written before.
-    Stock(Stocked),
-}
-
-/// How much of the active segment is used: what writes the next one ahead keeps up with it.
-#[derive(Debug, Default)]
-pub(crate) struct Demand(AtomicU32);
-
-impl Demand {
-    pub(crate) fn set(&self, used: u64, of: u64) {
-        self.0.store((used * 1000 / of.max(1)) as u32, Ordering::Relaxed);
-    }
-
-    /// [`Demand::set`], when that is more.
-    pub(crate) fn raise(&self, used: u64, of: u64) {
-        self.0.fetch_max((used * 1000 / of.max(1)) as u32, Ordering::Relaxed);
-    }
-
-    fn share(&self) -> f64 {
-        f64::from(self.0.load(Ordering::Relaxed)) / 1000.0
     }
 }
 
@@ -503,124 +461,6 @@ impl Store {
             sealed: segment.is_sealed(),
             length: segment.durable(),
         })
-    }
-
-    /// Makes an empty packed segment: file, header, folder entries and marker. With `ahead` in space
-    /// that was written before: from the stock, or else filled with zeros first, in steps, if there is
-    /// room.
-    pub(crate) fn create_packed(self: &Arc<Self>, ahead: Option<Arc<Demand>>) -> Job<Fresh> {
-        let store = Arc::clone(self);
-        self.pool.run(move || {
-            let number = (store.options.numbers)().ok_or(Error::NoNumbers)?;
-            let header = store.header(number, SegmentKind::Packed)?;
-            store.create_packed_blocking(header, ahead.as_deref())
-        })
-    }
-
-    pub(crate) fn create_packed_blocking(
-        &self,
-        header: SegmentHeader,
-        ahead: Option<&Demand>,
-    ) -> Result<Fresh> {
-        let bytes = self.options.segment_bytes;
-        let stocked = ahead.and_then(|_| self.take_stocked());
-        let prewritten = stocked.is_some() || ahead.is_some() && self.has_room(bytes).is_ok();
-        let demand = ahead.filter(|_| prewritten && stocked.is_none());
-        let source = match stocked {
-            Some(stocked) => Source::Stock(stocked),
-            None if prewritten => Source::NewDirect,
-            None => Source::New,
-        };
-        let (file, index) = self.create_file(header.number, source)?;
-        let written = demand.map_or(Ok(()), |demand| {
-            self.folder(index).take_space(bytes);
-            let hurried = |done: f64| done < demand.share() + 0.125;
-            self.folder(index).volume.fill_with_zeros(&file, bytes, hurried)
-        });
-        let written = written
-            .and_then(|()| file.write_all_at(&header.encode(), 0))
-            .and_then(|()| file.sync(SyncPoint::SegmentHeader));
-        if let Err(error) = written {
-            self.abandon(header.number);
-            return Err(self.note_failure(index, error));
-        }
-        let content = Segment::packed(SlotTable::active());
-        let segment = Arc::new(Segment::new(header, index, file, content, HEADER_BYTES, false));
-        self.register(Arc::clone(&segment));
-        let through = match self.volume(index).open_through(segment.path()) {
-            Ok(file) if prewritten => Some(file),
-            // Commits are written and synced then.
-            _ => None,
-        };
-        Ok(Fresh { segment, prewritten, through })
-    }
-
-    /// A header of this node for a new segment.
-    pub(crate) fn header(&self, number: SegmentNumber, kind: SegmentKind) -> Result<SegmentHeader> {
-        Ok(SegmentHeader {
-            kind,
-            number,
-            generation: 0,
-            creator: self.options.node,
-            salt: self.new_salt()?,
-            created_ms: self.clock.now_ms(),
-        })
-    }
-
-    /// A salt for a new writing of a segment; never 0, which is version 1's.
-    pub(crate) fn new_salt(&self) -> Result<u32> {
-        let folder = &self.folders[0];
-        Ok((folder.volume.random(&folder.path)? as u32).max(1))
-    }
-
-    /// Makes a segment's file and its marker in `active/`, both findable after a power loss.
-    pub(crate) fn create_file(
-        &self,
-        number: SegmentNumber,
-        source: Source,
-    ) -> Result<(DiskFile, u16)> {
-        let index = match &source {
-            Source::Stock(stocked) => stocked.folder,
-            Source::New | Source::NewDirect => self.place()?,
-        };
-        match self.create_file_in(number, index, &source) {
-            Ok(file) => Ok((file, index)),
-            Err(error) => {
-                let error = self.note_failure(index, error);
-                if let Source::Stock(stocked) = &source {
-                    self.discard(&stocked.path, index);
-                }
-                if self.remove_unfinished(number, index).is_err() {
-                    tracing::debug!(segment = %number, "what is left of it is removed at the next start");
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn create_file_in(
-        &self,
-        number: SegmentNumber,
-        index: u16,
-        source: &Source,
-    ) -> Result<DiskFile> {
-        let Folder { path: root, volume, .. } = self.folder(index);
-        let path = root.join(number.path());
-        let parent = path.parent().unwrap_or(root);
-        let marker = self.folder(index).marker(number);
-        volume.remove_if_there(&marker)?;
-        volume.create(&marker)?;
-        self.marked.lock().insert(number);
-        volume.sync_dir(&root.join("active"), SyncPoint::MarkerEntry)?;
-        self.folder(index).ensure_dir(parent)?;
-        let file = match source {
-            Source::New => volume.create(&path)?,
-            Source::NewDirect => volume.create_direct(&path)?,
-            Source::Stock(stocked) => self.rename_stocked(stocked, &path)?,
-        };
-        self.known.write().insert(number, index);
-        volume.sync_dir(parent, SyncPoint::SegmentEntry)?;
-        Ok(file)
     }
 
     /// The volume of a folder, for what reads and writes beside the store.
