@@ -105,10 +105,16 @@ impl Source<'_> {
         true
     }
 
-    /// Checks what a range holds on a disk thread, which also brings it into the page cache.
+    /// Checks what a range holds on a disk thread, and brings what is absent into the page cache: what was
+    /// checked once may have left it since, and sendfile would wait for the disk.
     async fn check(&self, range: Range<u64>) -> Result<(), Error> {
         let store = &self.shard.node.store;
-        read::ensure_checked(store, self.segment, self.slot(), self.located, range).await
+        if self.is_resident(&range) {
+            return read::ensure_checked(store, self.segment, self.slot(), self.located, range)
+                .await;
+        }
+        let (segment, slot, located) = (Arc::clone(self.segment), self.slot(), *self.located);
+        store.pool().run(move || read::bring_in(&segment, slot, &located, range)).await
     }
 
     /// Begins to read a unit past the page cache, when that is how its bytes are to be had.
