@@ -9,6 +9,7 @@ mod engine;
 mod floor;
 mod large;
 mod load;
+mod viewers;
 
 use clap::{Parser, Subcommand};
 
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Durable 4 KiB PUTs over HTTP beside one write + fdatasync each
     DurablePuts(durable_puts::Args),
+    /// Viewers that each ask for a piece every two seconds, more and more, until the first stalls
+    Viewers(viewers::Args),
     /// A large file up and down beside the storage node's anonymous memory
     Large(large::Args),
     /// Durable small puts through the engine beside one appended write + fdatasync each
@@ -39,6 +42,7 @@ enum Command {
 fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::DurablePuts(args) => durable_puts::run(&args),
+        Command::Viewers(args) => viewers::run(&args),
         Command::Large(args) => large::run(&args),
         Command::EnginePuts(args) => engine::run_puts(&args),
         Command::EngineLarge(args) => engine::run_large(&args),

@@ -1,7 +1,7 @@
 //! Answers: errors with the status that fits them, CORS, JSON. The same for nodes and HTTP servers.
 
-use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Instant;
 
 use reel_control::catalog::CatalogError;
 use reel_control::config::CorsConfig;
@@ -81,39 +81,31 @@ pub(crate) struct Answers {
     cors: CorsConfig,
     /// Who answers, for `Reel-Node`.
     node: Option<String>,
-    /// Status line to cross-origin fields of a 200, and the date it was made for.
-    ok: RefCell<(Rc<str>, Box<[u8]>)>,
 }
 
 impl Answers {
     pub(crate) fn new(cors: CorsConfig, node: Option<String>) -> Self {
-        Self {
-            date: DateCache::new(),
-            cors,
-            node,
-            ok: RefCell::new((Rc::from(""), Box::default())),
-        }
+        Self { date: DateCache::new(), cors, node }
     }
 
     /// The date for response heads.
     pub(crate) fn date(&self) -> Rc<str> {
-        self.date.get()
+        self.date_at(Instant::now()).1
     }
 
-    /// Appends the beginning of a 200 to a GET.
-    pub(crate) fn begin(&self, out: &mut Vec<u8>) {
-        let date = self.date.get();
-        let mut ok = self.ok.borrow_mut();
-        if !Rc::ptr_eq(&ok.0, &date) {
-            let head = self.beginning(200, &date, Method::Get);
-            *ok = (date, head.unfinished().into_bytes().into());
-        }
-        out.extend_from_slice(&ok.1);
+    /// The date, and the second it stands for.
+    pub(crate) fn date_at(&self, now: Instant) -> (u64, Rc<str>) {
+        self.date.get(now)
+    }
+
+    /// The beginning of a 200 to a GET: status line to cross-origin fields.
+    pub(crate) fn begin_ok(&self, date: &str) -> String {
+        self.beginning(200, date, Method::Get).unfinished()
     }
 
     /// A head with the date and, where they are due, the cross-origin fields.
     pub(crate) fn head(&self, status: u16, request: &Request) -> Head {
-        self.beginning(status, &self.date.get(), request.method)
+        self.beginning(status, &self.date(), request.method)
     }
 
     fn beginning(&self, status: u16, date: &str, method: Method) -> Head {

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
@@ -66,6 +66,8 @@ pub(crate) struct Conn {
     pub(crate) body: Decoder,
     /// Bytes sent so far.
     pub(crate) sent: u64,
+    /// When the input came.
+    came: Instant,
 }
 
 impl Conn {
@@ -81,7 +83,13 @@ impl Conn {
             stall,
             body: Decoder::new(crate::http::request::Framing::None),
             sent: 0,
+            came: Instant::now(),
         })
+    }
+
+    /// When the request in progress came: one look at the clock for all that became ready with it.
+    pub(crate) fn came(&self) -> Instant {
+        self.came
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -129,6 +137,7 @@ impl Conn {
                     if self.input.len() < self.input.capacity() {
                         self.socket.read_short();
                     }
+                    self.came = self.socket.woken().unwrap_or_else(Instant::now);
                     return Ok(());
                 }
                 Err(Errno::AGAIN) => {
@@ -279,6 +288,20 @@ impl Conn {
             }
         }
         Ok(())
+    }
+
+    /// Sends bytes behind what was gathered, from where they lie if nothing is in the way; what does not
+    /// go at once is gathered. [`Conn::flush_if_full`] must follow.
+    pub(crate) fn send_at_once(&mut self, bytes: &[u8]) {
+        let mut sent = 0;
+        // With more requests at hand, their answers go out together.
+        if self.out.is_empty() && self.input().is_empty() {
+            // A failure shows again when the rest is flushed.
+            sent = self.send_now(bytes, SendFlags::NOSIGNAL).unwrap_or(0);
+        }
+        if sent < bytes.len() {
+            self.out().extend_from_slice(&bytes[sent..]);
+        }
     }
 
     /// Sends as many bytes as there is room for; what was gathered must be out.

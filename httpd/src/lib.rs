@@ -15,6 +15,7 @@ mod replicate;
 mod shard;
 mod side;
 mod storage;
+mod tally;
 mod turns;
 mod upstream;
 

@@ -39,11 +39,14 @@ struct Side {
     /// Tick at which the wait ends; 0 for none.
     deadline: Cell<u64>,
     expired: Cell<bool>,
+    /// When it became ready, until somebody asks.
+    woken: Cell<Option<Instant>>,
 }
 
 impl Side {
-    fn raise(&self) {
+    fn raise(&self, now: Instant) {
         self.ready.set(true);
+        self.woken.set(Some(now));
         self.wake();
     }
 
@@ -159,7 +162,7 @@ impl Reactor {
     /// Wakes whoever waits for a socket that became ready. For ever.
     async fn run(self: Rc<Self>, polled: TcpStream) {
         let mut events = Vec::with_capacity(EVENTS);
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         loop {
             if let Err(error) = polled.readable(true).await {
                 tracing::error!(%error, "the shard's sockets cannot be waited for");
@@ -167,12 +170,13 @@ impl Reactor {
             }
             loop {
                 events.clear();
-                match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&now)) {
+                match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&at_once)) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(error) => tracing::error!(%error, "epoll_wait"),
                 }
+                let now = Instant::now();
                 for event in &events {
-                    self.dispatch(event);
+                    self.dispatch(event, now);
                 }
                 if events.len() < EVENTS {
                     break;
@@ -182,7 +186,7 @@ impl Reactor {
         }
     }
 
-    fn dispatch(&self, event: &epoll::Event) {
+    fn dispatch(&self, event: &epoll::Event, now: Instant) {
         let key = event.data.u64() as usize;
         let sockets = self.sockets.borrow();
         let Some(Some(state)) = sockets.states.get(key) else { return };
@@ -192,10 +196,10 @@ impl Reactor {
             state.closed.set(true);
         }
         if failed || flags.intersects(EventFlags::IN | EventFlags::RDHUP) {
-            state.input.raise();
+            state.input.raise(now);
         }
         if failed || flags.contains(EventFlags::OUT) {
-            state.output.raise();
+            state.output.raise(now);
         }
     }
 
@@ -246,6 +250,11 @@ impl Socket {
     /// Whether a read may find something.
     pub(crate) fn may_read(&self) -> bool {
         self.state.input.ready.get()
+    }
+
+    /// When input came, unless that was asked before.
+    pub(crate) fn woken(&self) -> Option<Instant> {
+        self.state.input.woken.take()
     }
 
     /// A read found nothing.

@@ -15,9 +15,9 @@ use rustix::net::sockopt;
 
 use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
-use crate::http::request::{self, Framing, Method, Request};
+use crate::http::request::{self, Framing, Request};
 use crate::http::response::{Head, error_body};
-use crate::reactor;
+use crate::{reactor, tally};
 
 /// Connections that wait in the kernel for a shard.
 const BACKLOG: i32 = 4096;
@@ -65,6 +65,8 @@ pub(crate) trait Service: 'static {
     }
     /// The date for response heads.
     fn date(&self) -> Rc<str>;
+    /// Brings what was counted to the process's metrics; called every [`tally::FLUSH`].
+    fn flush_metrics(&self);
 }
 
 /// How a request was answered.
@@ -79,21 +81,27 @@ pub(crate) struct Answered {
 /// A date text that is made once a second.
 #[derive(Debug)]
 pub(crate) struct DateCache {
-    text: std::cell::RefCell<(u64, Rc<str>)>,
+    second: Cell<u64>,
+    /// When the second ends.
+    until: Cell<Option<Instant>>,
+    text: RefCell<Rc<str>>,
 }
 
 impl DateCache {
     pub(crate) fn new() -> Self {
-        Self { text: std::cell::RefCell::new((u64::MAX, Rc::from(""))) }
+        Self { second: Cell::new(0), until: Cell::new(None), text: RefCell::new(Rc::from("")) }
     }
 
-    pub(crate) fn get(&self) -> Rc<str> {
-        let now = reel_engine::clock::now_ms() / 1000;
-        let mut cached = self.text.borrow_mut();
-        if cached.0 != now {
-            *cached = (now, Rc::from(crate::http::date::format(now)));
+    /// The text now, and the second it stands for.
+    pub(crate) fn get(&self, now: Instant) -> (u64, Rc<str>) {
+        if self.until.get().is_none_or(|until| now >= until) {
+            let wall = reel_engine::clock::now_ms();
+            self.until.set(Some(now + Duration::from_millis(1000 - wall % 1000)));
+            if self.second.replace(wall / 1000) != wall / 1000 {
+                self.text.replace(Rc::from(crate::http::date::format(wall / 1000)));
+            }
         }
-        Rc::clone(&cached.1)
+        (self.second.get(), Rc::clone(&self.text.borrow()))
     }
 }
 
@@ -182,6 +190,15 @@ pub(crate) async fn run<S: Service>(
 ) -> io::Result<()> {
     let listener = monoio::net::TcpListener::from_std(listener)?;
     let activity = Rc::new(Activity::default());
+    monoio::spawn({
+        let service = Rc::clone(&service);
+        async move {
+            loop {
+                monoio::time::sleep(tally::FLUSH).await;
+                service.flush_metrics();
+            }
+        }
+    });
     let accepting = accept_loop(&listener, &service, &limits, &stop, &activity);
     monoio::select! {
         () = accepting => {}
@@ -363,41 +380,4 @@ async fn linger(conn: &mut Conn) -> Result<(), ConnError> {
         conn.consume(conn.input().len());
     }
     Ok(())
-}
-
-/// Requests by method and status, bytes and latency: what every service counts.
-#[derive(Debug)]
-pub(crate) struct RequestMetrics {
-    latency: [metrics::Histogram; 6],
-    sent: metrics::Counter,
-    counters: std::cell::RefCell<std::collections::HashMap<(&'static str, u16), metrics::Counter>>,
-}
-
-const METHODS: [Method; 6] =
-    [Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options, Method::Other];
-
-impl RequestMetrics {
-    pub(crate) fn new() -> Self {
-        Self {
-            latency: METHODS.map(
-                |method| metrics::histogram!("reel_request_seconds", "method" => method.name()),
-            ),
-            sent: metrics::counter!("reel_sent_bytes_total"),
-            counters: std::cell::RefCell::default(),
-        }
-    }
-
-    /// Counts one answered request.
-    pub(crate) fn count(&self, method: Method, status: u16, sent: u64, started: Instant) {
-        let index = METHODS.iter().position(|known| *known == method).unwrap_or(0);
-        self.latency[index].record(started.elapsed().as_secs_f64());
-        self.sent.increment(sent);
-        self.counters
-            .borrow_mut()
-            .entry((method.name(), status))
-            .or_insert_with(|| {
-                metrics::counter!("reel_requests_total", "method" => method.name(), "status" => status.to_string())
-            })
-            .increment(1);
-    }
 }

@@ -22,7 +22,8 @@ use crate::answer::{Answers, Problem};
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
 use crate::pipes::Pipe;
-use crate::shard::{Answered, RequestMetrics, Service};
+use crate::shard::{Answered, Service};
+use crate::tally::RequestMetrics;
 use crate::turns;
 use crate::upstream::{Response, Upstreams};
 pub(crate) use addresses::LastAnswers;
@@ -235,5 +236,9 @@ impl Service for Rc<GatewayShard> {
 
     fn date(&self) -> Rc<str> {
         self.answers.date()
+    }
+
+    fn flush_metrics(&self) {
+        self.metrics.flush();
     }
 }

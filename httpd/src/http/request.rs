@@ -205,7 +205,10 @@ fn split_target(target: &str, method: Method) -> Result<(String, String), Refuse
             .ok_or(BAD)?;
         after.find('/').map_or("/", |at| &after[at..])
     };
-    let (path, query) = origin.split_once('?').unwrap_or((origin, ""));
+    let (path, query) = match origin.bytes().position(|byte| byte == b'?') {
+        Some(at) => (&origin[..at], &origin[at + 1..]),
+        None => (origin, ""),
+    };
     Ok((path.to_owned(), query.to_owned()))
 }
 

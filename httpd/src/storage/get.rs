@@ -246,7 +246,7 @@ impl StorageShard {
             let slot = ObjectId::from_u64(row.object).slot();
             let body =
                 read::read_checked(&self.node.store, segment, slot, located, Vec::new()).await?;
-            self.bodies.offer(row.object, &body);
+            self.hot.offer(&self.answers, file, &body);
             Some(body)
         } else {
             None

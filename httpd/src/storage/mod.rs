@@ -37,7 +37,8 @@ pub use sweep::{Verdict, judge};
 use crate::answer::Answers;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
-use crate::shard::{Answered, RequestMetrics, Service};
+use crate::shard::{Answered, Service};
+use crate::tally::RequestMetrics;
 use crate::upstream::Upstreams;
 use names::NameCache;
 use stage::CatalogStage;
@@ -70,7 +71,7 @@ pub(crate) struct StorageShard {
     pub(crate) stage: CatalogStage,
     pub(crate) upstreams: Upstreams,
     names: NameCache,
-    bodies: hot::Bodies,
+    hot: hot::HotAnswers,
     cold: Rc<cold::Cold>,
     residency: source::Residency,
     groups: RefCell<HashMap<String, u32>>,
@@ -94,7 +95,7 @@ impl StorageShard {
             stage: CatalogStage::new(node.catalog.clone()),
             upstreams: Upstreams::new(PEER_CONNECTIONS),
             names: NameCache::new(&node.config),
-            bodies: hot::Bodies::new(node.config.body_cache.0 as usize),
+            hot: hot::HotAnswers::new(node.config.body_cache.0 as usize),
             cold: cold::Cold::new(Arc::clone(&node.store), node.config.cold_buffers.0),
             residency: source::Residency::default(),
             groups: RefCell::default(),
@@ -183,15 +184,18 @@ impl Service for Rc<StorageShard> {
     }
 
     fn serve_at_once(&self, conn: &mut Conn, request: &Request) -> Option<Answered> {
-        let started = Instant::now();
-        let before = conn.out().len();
-        let answered = self.answer_hot(conn, request, started)?;
-        let bytes = (conn.out().len() - before) as u64;
-        self.metrics.count(request.method, answered.status, bytes, started);
+        let came = conn.came();
+        let (answered, bytes) = self.answer_hot(conn, request, came)?;
+        self.metrics.count(request.method, answered.status, bytes, came);
         Some(answered)
     }
 
     fn date(&self) -> Rc<str> {
         self.answers.date()
+    }
+
+    fn flush_metrics(&self) {
+        self.metrics.flush();
+        self.names.flush_metrics();
     }
 }

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState as FastHash;
 use reel_control::catalog::Row;
 use reel_control::config::{CacheRule, StorageConfig};
 
@@ -134,13 +135,34 @@ pub(crate) enum Remembered {
 
 /// A shard's names: two generations, so that what is asked for stays and the bound costs nothing.
 pub(crate) struct NameCache {
-    young: RefCell<HashMap<Box<str>, Entry>>,
-    old: RefCell<HashMap<Box<str>, Entry>>,
+    young: RefCell<HashMap<Box<str>, Entry, FastHash>>,
+    old: RefCell<HashMap<Box<str>, Entry, FastHash>>,
     half: usize,
     age: Duration,
     rules: Vec<CacheRule>,
-    hits: metrics::Counter,
-    misses: metrics::Counter,
+    hits: Tally,
+    misses: Tally,
+}
+
+/// A count that goes to the process's metrics now and then.
+struct Tally {
+    count: Cell<u64>,
+    total: metrics::Counter,
+}
+
+impl Tally {
+    fn new(result: &'static str) -> Self {
+        let total = metrics::counter!("reel_name_cache_total", "result" => result);
+        Self { count: Cell::new(0), total }
+    }
+
+    fn add_one(&self) {
+        self.count.set(self.count.get() + 1);
+    }
+
+    fn flush(&self) {
+        self.total.increment(self.count.take());
+    }
 }
 
 fn key(user: &str, name: &str) -> String {
@@ -167,9 +189,15 @@ impl NameCache {
             old: RefCell::default(),
             half: (limit / 2).max(1),
             age,
-            hits: metrics::counter!("reel_name_cache_total", "result" => "hit"),
-            misses: metrics::counter!("reel_name_cache_total", "result" => "miss"),
+            hits: Tally::new("hit"),
+            misses: Tally::new("miss"),
         }
+    }
+
+    /// Brings what was counted to the process's metrics.
+    pub(crate) fn flush_metrics(&self) {
+        self.hits.flush();
+        self.misses.flush();
     }
 
     /// A name (`USER/NAME`) that may be used as it is remembered, when it is among those asked for lately.
@@ -182,7 +210,7 @@ impl NameCache {
         if entry.epoch != epoch || aged {
             return None;
         }
-        self.hits.increment(1);
+        self.hits.add_one();
         Some(Rc::clone(&entry.file))
     }
 
@@ -198,16 +226,16 @@ impl NameCache {
                     entry
                 }
                 None => {
-                    self.misses.increment(1);
+                    self.misses.add_one();
                     return Remembered::Unknown;
                 }
             },
         };
         if entry.epoch != epoch {
-            self.misses.increment(1);
+            self.misses.add_one();
             return Remembered::Stale(entry.file);
         }
-        self.hits.increment(1);
+        self.hits.add_one();
         if entry.asked.elapsed() > self.age && !entry.asking.replace(true) {
             return Remembered::Aged(entry.file);
         }

@@ -1,0 +1,75 @@
+//! What a shard counts of its requests. Counting is an addition in the shard's own memory; every
+//! [`FLUSH`] the sums go to the process's metrics.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reel_control::metrics::{Latency, Times, latency};
+
+use crate::http::request::Method;
+
+/// How old the process's metrics may be.
+pub(crate) const FLUSH: Duration = Duration::from_millis(200);
+
+const METHODS: [Method; 6] =
+    [Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options, Method::Other];
+
+/// Requests by method and status, bytes and latency: what every service counts.
+#[derive(Debug)]
+pub(crate) struct RequestMetrics {
+    counted: RefCell<Counted>,
+    latency: [Arc<Latency>; METHODS.len()],
+    sent: metrics::Counter,
+    counters: RefCell<HashMap<(usize, u16), metrics::Counter>>,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    times: [Times; METHODS.len()],
+    /// Answers by method and status; few, the first the most.
+    answers: Vec<(usize, u16, u64)>,
+    sent: u64,
+}
+
+impl RequestMetrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            counted: RefCell::default(),
+            latency: METHODS.map(|method| latency("reel_request_seconds", ("method", method.name()))),
+            sent: metrics::counter!("reel_sent_bytes_total"),
+            counters: RefCell::default(),
+        }
+    }
+
+    /// Counts one answered request that came at `started`.
+    pub(crate) fn count(&self, method: Method, status: u16, sent: u64, started: Instant) {
+        let index = METHODS.iter().position(|known| *known == method).unwrap_or(0);
+        let counted = &mut *self.counted.borrow_mut();
+        counted.times[index].count(started.elapsed());
+        counted.sent += sent;
+        let known = counted.answers.iter_mut().find(|known| (known.0, known.1) == (index, status));
+        match known {
+            Some(known) => known.2 += 1,
+            None => counted.answers.push((index, status, 1)),
+        }
+    }
+
+    /// Adds what was counted to the process's metrics.
+    pub(crate) fn flush(&self) {
+        let counted = std::mem::take(&mut *self.counted.borrow_mut());
+        for (latency, times) in self.latency.iter().zip(&counted.times) {
+            latency.add(times);
+        }
+        self.sent.increment(counted.sent);
+        let mut counters = self.counters.borrow_mut();
+        for (index, status, count) in counted.answers {
+            let counter = counters.entry((index, status)).or_insert_with(|| {
+                let method = METHODS[index].name();
+                metrics::counter!("reel_requests_total", "method" => method, "status" => status.to_string())
+            });
+            counter.increment(count);
+        }
+    }
+}
