@@ -13,7 +13,7 @@ FILM = 1 << 30
 def climb(args, at, path, pid):
     """The highest number of viewers without a stall, and memory a connection at it."""
     command = ["taskset", "-c", LOAD_CORE, BENCH, "viewers", "--server", f"127.0.0.1:{at}", "--path", path, "--film", str(FILM)]
-    command += ["--from", str(args.begin), "--step", str(args.step), "--to", str(args.end), "--hold", str(args.hold)]
+    command += ["--from", str(args.begin), "--step", str(args.step), "--to", str(args.end), "--hold", str(args.hold), "--piece", str(args.piece)]
     before = memory_kib(pid)
     best, memory = 0, float("nan")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -34,7 +34,8 @@ def main():
     parser.add_argument("--begin", type=int, default=8000)
     parser.add_argument("--end", type=int, default=19500)
     parser.add_argument("--step", type=int, default=1000)
-    parser.add_argument("--hold", type=int, default=6)
+    parser.add_argument("--hold", type=int, default=10)
+    parser.add_argument("--piece", type=int, default=500_000, help="bytes every 2 s")
     args = parser.parse_args()
     need("nginx", "taskset", "curl", REEL, BENCH)
     # Each viewer is a descriptor here and one at the server.

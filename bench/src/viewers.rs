@@ -127,11 +127,8 @@ fn hold(args: &Args, epoll: &std::os::fd::OwnedFd, viewers: &mut [Viewer]) -> Re
         if now >= end && viewers.iter().all(|viewer| !viewer.waiting) || now >= end + every {
             break;
         }
-        while now < end {
+        while now < end && viewers[next].due <= now {
             let viewer = &mut viewers[next];
-            if viewer.due > now {
-                break;
-            }
             if now >= counts {
                 step.late = step.late.max((now - viewer.due).as_secs_f32() * 1000.0);
             }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use monoio::net::TcpStream;
 use rustix::buffer::spare_capacity;
+use rustix::event::EventfdFlags;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::turns;
@@ -110,18 +111,43 @@ pub(crate) fn owned(stream: TcpStream) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) }
 }
 
+/// Any descriptor can be polled; a stream is what the runtime offers a poll for.
+fn pollable(fd: OwnedFd) -> io::Result<TcpStream> {
+    TcpStream::from_std(std::net::TcpStream::from(fd))
+}
+
+/// Lets everything else that is ready go first: the tasks, what the ring has completed, and the sockets. (A
+/// task that yields, or a new one, may run again many times before the runtime looks at its ring.)
+pub(crate) async fn behind_all() {
+    let Some(reactor) = CURRENT.with_borrow(Weak::upgrade) else { return };
+    if let Err(error) = reactor.gate.readable(true).await {
+        tracing::error!(%error, "the shard's ring does not answer");
+        monoio::time::sleep(TICK).await;
+    }
+    reactor.look();
+}
+
 /// Connects through the shard's ring.
 pub(crate) async fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(owned(TcpStream::connect_addr(address).await?))
 }
 
 /// The sockets of a shard.
-#[derive(Debug)]
 pub(crate) struct Reactor {
     epoll: OwnedFd,
     sockets: RefCell<Slots>,
+    /// Always ready: waiting for it leads through the ring.
+    gate: TcpStream,
+    /// Room for what the kernel tells; empty.
+    events: RefCell<Vec<epoll::Event>>,
     /// Ticks since the start, from 1.
     now: Cell<u64>,
+}
+
+impl std::fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reactor").field("epoll", &self.epoll).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -140,15 +166,16 @@ impl Reactor {
         if let Some(reactor) = CURRENT.with_borrow(Weak::upgrade) {
             return Ok(reactor);
         }
+        let gate = rustix::event::eventfd(1, EventfdFlags::CLOEXEC)?;
         let reactor = Rc::new(Self {
+            gate: pollable(gate)?,
+            events: RefCell::default(),
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             sockets: RefCell::default(),
             now: Cell::new(1),
         });
         CURRENT.set(Rc::downgrade(&reactor));
-        // Any descriptor can be polled; a stream is what the runtime offers a poll for.
-        let polled = std::net::TcpStream::from(reactor.epoll.try_clone()?);
-        let polled = TcpStream::from_std(polled)?;
+        let polled = pollable(reactor.epoll.try_clone()?)?;
         monoio::spawn(Rc::clone(&reactor).run(polled));
         monoio::spawn(Rc::clone(&reactor).tick());
         Ok(reactor)
@@ -161,29 +188,36 @@ impl Reactor {
 
     /// Wakes whoever waits for a socket that became ready. For ever.
     async fn run(self: Rc<Self>, polled: TcpStream) {
-        let mut events = Vec::with_capacity(EVENTS);
-        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         loop {
             if let Err(error) = polled.readable(true).await {
                 tracing::error!(%error, "the shard's sockets cannot be waited for");
                 monoio::time::sleep(TICK).await;
             }
-            loop {
-                events.clear();
-                match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&at_once)) {
-                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => tracing::error!(%error, "epoll_wait"),
-                }
-                let now = Instant::now();
-                for event in &events {
-                    self.dispatch(event, now);
-                }
-                if events.len() < EVENTS {
-                    break;
-                }
-            }
-            turns::begin_round();
+            self.look();
+            turns::looked();
         }
+    }
+
+    /// Wakes whoever waits for a socket that is ready now.
+    fn look(&self) {
+        let mut events = std::mem::take(&mut *self.events.borrow_mut());
+        events.reserve(EVENTS);
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        loop {
+            events.clear();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&at_once)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => tracing::error!(%error, "epoll_wait"),
+            }
+            let now = Instant::now();
+            for event in &events {
+                self.dispatch(event, now);
+            }
+            if events.len() < EVENTS {
+                break;
+            }
+        }
+        self.events.replace(events);
     }
 
     fn dispatch(&self, event: &epoll::Event, now: Instant) {

@@ -293,7 +293,8 @@ async fn connection<S: Service>(
         }
         conn.body = Decoder::new(request.framing);
         activity.requests.set(activity.requests.get() + 1);
-        let answered = service.serve(&mut conn, &request).await;
+        // On the heap: a connection that waits for a request carries no room for its answer.
+        let answered = Box::pin(service.serve(&mut conn, &request)).await;
         activity.requests.set(activity.requests.get() - 1);
         let answered = answered?;
         let keep = request.keep_alive && !answered.close && drain(&mut conn).await?;

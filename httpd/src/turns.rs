@@ -1,13 +1,15 @@
 //! Bulk sends of a shard take turns, so that a small answer waits for [`ROUND_BYTES`] of them at most.
 //!
-//! A round ends when the sockets are looked at, or when all that is ready has had its turn. A bulk send that finds the round's bytes used
-//! waits for the next one, first come, first served. As long as nobody has to wait this costs an addition.
+//! A round ends when the sockets have been looked at and all that is ready has had its turn. A bulk send that finds
+//! the round's bytes used waits for the next one, first come, first served. As long as nobody has to wait this costs an addition.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+
+use crate::reactor;
 
 /// Bytes of bulk sends in one round.
 const ROUND_BYTES: u64 = 2 << 20;
@@ -29,7 +31,7 @@ struct Waiter {
 #[derive(Default)]
 struct Turns {
     used: u64,
-    /// A task that begins the next round stands behind all that are ready; there is one while somebody waits.
+    /// There is a task that begins rounds while somebody waits.
     refilling: bool,
     waiting: VecDeque<(Rc<Waiter>, u64)>,
 }
@@ -86,21 +88,27 @@ pub(crate) async fn take(bytes: u64) {
 }
 
 /// The sockets were looked at, and those that became ready were woken: a new round begins.
-pub(crate) fn begin_round() {
-    TURNS.with_borrow_mut(Turns::begin_round);
+pub(crate) fn looked() {
+    TURNS.with_borrow_mut(|turns| {
+        if !turns.refilling {
+            turns.begin_round();
+        }
+    });
 }
 
-/// Begins a round when all that is ready now has had its turn, and the next one while somebody waits. (A task
-/// that yields would run again before the others; a new one stands behind them.)
+/// Begins a round whenever all that is ready has had its turn, until nobody waits.
 fn refill() {
     monoio::spawn(async {
-        let again = TURNS.with_borrow_mut(|turns| {
-            turns.begin_round();
-            turns.refilling = !turns.waiting.is_empty();
-            turns.refilling
-        });
-        if again {
-            refill();
+        loop {
+            reactor::behind_all().await;
+            let more = TURNS.with_borrow_mut(|turns| {
+                turns.begin_round();
+                turns.refilling = !turns.waiting.is_empty();
+                turns.refilling
+            });
+            if !more {
+                break;
+            }
         }
     });
 }

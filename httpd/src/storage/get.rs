@@ -168,7 +168,7 @@ impl StorageShard {
                     Err(Here::Damaged(error)) => {
                         self.damaged.increment(1);
                         tracing::error!(%error, user = row.user, name = row.name, "damaged object; asking the peers");
-                        match self.send_from_peer(conn, request, object).await? {
+                        match Box::pin(self.send_from_peer(conn, request, object)).await? {
                             Some(answered) => Ok(Some(answered)),
                             None => {
                                 self.answers.refuse(conn, request, error.into()).await.map(Some)
@@ -177,7 +177,7 @@ impl StorageShard {
                     }
                 }
             }
-            Bytes::Peer => self.send_from_peer(conn, request, object).await,
+            Bytes::Peer => Box::pin(self.send_from_peer(conn, request, object)).await,
         }
     }
 

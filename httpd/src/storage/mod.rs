@@ -155,13 +155,14 @@ impl StorageShard {
         conn: &mut Conn,
         request: &Request,
     ) -> Result<Answered, ConnError> {
+        // All but reading is put on the heap: a viewer's memory is what reading takes.
         if request.path.starts_with("/-/") || request.path == "*" {
-            return self.admin(conn, request).await;
+            return Box::pin(self.admin(conn, request)).await;
         }
         match request.method {
             Method::Get | Method::Head => self.get(conn, request).await,
-            Method::Put => self.put(conn, request).await,
-            Method::Delete => self.delete(conn, request).await,
+            Method::Put => Box::pin(self.put(conn, request)).await,
+            Method::Delete => Box::pin(self.delete(conn, request)).await,
             Method::Options => self.answers.preflight(conn, request).await,
             Method::Other => {
                 self.answers.not_allowed(conn, request, "GET, HEAD, PUT, DELETE, OPTIONS").await
