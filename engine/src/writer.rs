@@ -451,6 +451,8 @@ impl Committer {
     /// Seals the active segment and drops an unused spare.
     async fn close(mut self) {
         if let Some(active) = self.active.take() {
+            // A spare that is written ahead at the pace of uploads would never be ready now.
+            Self::hurry(&active);
             // An error has been said in the log.
             let _ = self.shared.store.seal(active.segment).await;
         }
