@@ -25,6 +25,11 @@ use clap::Parser;
 use cli::{Cli, Command};
 use output::Failure;
 
+/// Uploads pass through many short allocations of changing sizes: glibc's allocator took a fifth of a shard's time
+/// (docs/decisions/0011-where-a-put-goes.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {

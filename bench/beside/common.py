@@ -96,6 +96,8 @@ class Bench:
     def __init__(self, folder=None):
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="reel-beside-", dir=folder or ROOT / "target"))
         self.running = []
+        # Folders and further benches that end with this one.
+        self.extra = []
 
     def __enter__(self):
         return self
@@ -103,7 +105,14 @@ class Bench:
     def __exit__(self, *_):
         for process in reversed(self.running):
             process.stop()
-        shutil.rmtree(self.dir, ignore_errors=True)
+        for folder in [*self.extra, self.dir]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def nested(self):
+        """A bench in a folder of this one, for a second cluster; its servers end with this one's."""
+        inner = Bench(self.dir)
+        inner.running = self.running
+        return inner
 
     def start(self, args, core=None, log=None, **more):
         process = Process(args, core, self.dir / log if log else None, **more)
@@ -199,10 +208,14 @@ def put(port, path, data):
         assert answer.status in (200, 201, 204), answer.status
 
 
-def wrk(url, connections=64, seconds=4, script=None, threads=1, core=LOAD_CORE, pre=()):
+def cores():
+    return len(os.sched_getaffinity(0))
+
+
+def wrk(url, connections=64, seconds=4, script=None, threads=1, core=LOAD_CORE, pre=(), arguments=()):
     args = ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{max(1, round(seconds))}s", "--latency", "--timeout", "30s", url]
     if script:
-        args += ["-s", str(script)]
+        args += ["-s", str(script), "--", *arguments]
     if core is not None:
         args = ["taskset", "-c", core, *args]
     text = subprocess.run([*pre, *args], capture_output=True, text=True, timeout=seconds + 60).stdout

@@ -27,6 +27,8 @@ enum Command {
     DurablePuts(durable_puts::Args),
     /// Viewers that each ask for a piece every two seconds, more and more, until the first stalls
     Viewers(viewers::Args),
+    /// What the disk does without us: one appended write + fdatasync each, a second
+    Floor(floor::Args),
     /// A large file up and down beside the storage node's anonymous memory
     Large(large::Args),
     /// Durable small puts through the engine beside one appended write + fdatasync each
@@ -43,6 +45,7 @@ fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::DurablePuts(args) => durable_puts::run(&args),
         Command::Viewers(args) => viewers::run(&args),
+        Command::Floor(args) => floor::run(&args),
         Command::Large(args) => large::run(&args),
         Command::EnginePuts(args) => engine::run_puts(&args),
         Command::EngineLarge(args) => engine::run_large(&args),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::{Catalog, CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Write};
+use super::{Catalog, CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, TEND, Write};
 
 /// Requests that may wait; one more is refused.
 const QUEUE: usize = 4096;
@@ -131,6 +131,7 @@ pub async fn run_batches(url: String, batches: Batches) {
     let Batches { writes, reads, available } = batches;
     tokio::select! {
         () = probe(&url, &open, &available) => {}
+        () = tend(&open) => {}
         ((), ()) = async {
             tokio::join!(write_loop(writes, &open, &available), read_loop(reads, &open, &available))
         } => {}
@@ -170,6 +171,19 @@ async fn probe(url: &str, open: &RwLock<Option<Catalog>>, available: &AtomicBool
         metrics::gauge!("reel_catalog_available")
             .set(f64::from(u8::from(available.load(Ordering::Relaxed))));
         tokio::time::sleep(PROBE).await;
+    }
+}
+
+/// Tends the catalog. Never ends.
+async fn tend(open: &RwLock<Option<Catalog>>) {
+    loop {
+        tokio::time::sleep(TEND).await;
+        let known = open.read().clone();
+        if let Some(catalog) = known
+            && let Err(error) = catalog.tend().await
+        {
+            tracing::warn!(%error, "the catalog's upkeep failed");
+        }
     }
 }
 

@@ -17,15 +17,14 @@ pub use batch::{Batches, CatalogHandle, run_batches};
 /// How long one statement may take, connecting included.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often a catalog is [tended](Catalog::tend).
+const TEND: Duration = Duration::from_millis(500);
+
 /// Makes durable what was committed so far, in whatever process: SQLite's log is synced (commits
 /// themselves do not wait for the disk, see docs/decisions/0002-catalog-durability.md); PostgreSQL
 /// has done so with each commit. Blocking.
 pub fn barrier(url: &str) -> impl Fn() -> std::io::Result<()> + Send + Sync + 'static {
-    let log = url.starts_with("sqlite:").then(|| {
-        let mut path = sqlite::file_of(url).to_owned();
-        path.push_str("-wal");
-        std::path::PathBuf::from(path)
-    });
+    let log = url.starts_with("sqlite:").then(|| sqlite::log_of(url));
     move || match log.as_ref().map(std::fs::File::open) {
         Some(Ok(log)) => log.sync_data(),
         // Without a log all is in the database, which was synced before the log went.
@@ -271,6 +270,14 @@ impl Catalog {
                 "segment numbers are kept in PostgreSQL or in the ID server's mark file".to_owned(),
             )),
             Self::Postgres(postgres) => postgres.take_numbers(count).await,
+        }
+    }
+
+    /// Upkeep that commits should not wait for; to be called every [`TEND`].
+    pub async fn tend(&self) -> Result<()> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.fold().await,
+            Self::Postgres(_) => Ok(()),
         }
     }
 

@@ -16,6 +16,11 @@ const CONNECTIONS: u32 = 8;
 /// Tries of a transaction that met another writer of the same new name.
 const TRIES: u32 = 6;
 
+/// Every statement finds its rows by the primary key. Without statistics (a table that is new, or has grown since
+/// they were gathered) the planner would rather read all of it.
+const BY_INDEX: [(&str, &str); 3] =
+    [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+
 /// The catalog on a server.
 #[derive(Debug, Clone)]
 pub struct Postgres {
@@ -27,6 +32,7 @@ impl Postgres {
         let options = PgConnectOptions::from_str(url)
             .map_err(away)?
             .options([("statement_timeout", STATEMENT_TIMEOUT.as_millis().to_string())])
+            .options(BY_INDEX)
             .application_name("reel");
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)

@@ -3,6 +3,7 @@
 //! Several processes of one machine may share it.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -25,8 +26,11 @@ const BUSY: Duration = Duration::from_secs(4);
 /// is filled up to the next size by saying its last row again (which changes nothing): so there
 /// are few statements to prepare, and few to run.
 const PIECES: [usize; 12] = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128];
-/// Pages of the log after which it is folded into the database (4 KiB each).
-const CHECKPOINT_PAGES: &str = "8192";
+/// Bytes of the log from which on it is folded into the database, beside the commits.
+const FOLD_BYTES: u64 = 8 << 20;
+/// Pages of the log (4 KiB each) at which a commit folds what is left itself, so that the log begins anew: while
+/// commits go on, folding beside them never comes to its end.
+const LOG_PAGES: &str = "32768";
 /// Tries of the migration: several processes may start at once.
 const MIGRATION_TRIES: u32 = 20;
 
@@ -35,6 +39,9 @@ const MIGRATION_TRIES: u32 = 20;
 pub struct Sqlite {
     writer: SqlitePool,
     readers: SqlitePool,
+    /// Folds the log: it waits for the disk, which neither commits nor look-ups should.
+    folder: SqlitePool,
+    log: PathBuf,
 }
 
 impl Sqlite {
@@ -50,7 +57,7 @@ impl Sqlite {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY)
-            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+            .pragma("wal_autocheckpoint", LOG_PAGES)
             .statement_cache_capacity(64);
         let pool = |connections| {
             SqlitePoolOptions::new()
@@ -78,7 +85,20 @@ impl Sqlite {
             }
         };
         let readers = pool(READERS).await.map_err(away)?;
-        Ok(Self { writer, readers })
+        let folder = pool(1).await.map_err(away)?;
+        Ok(Self { writer, readers, folder, log: log_of(url) })
+    }
+
+    /// Folds the log into the database when it has grown; commits go on meanwhile.
+    pub(super) async fn fold(&self) -> Result<()> {
+        if std::fs::metadata(&self.log).map_or(0, |log| log.len()) < FOLD_BYTES {
+            return Ok(());
+        }
+        sqlx::query("PRAGMA wal_checkpoint(PASSIVE)")
+            .execute(&self.folder)
+            .await
+            .map(drop)
+            .map_err(away)
     }
 
     pub(super) async fn apply(&self, writes: &[Write]) -> Result<Vec<Outcome>> {
@@ -161,6 +181,13 @@ pub(super) fn file_of(url: &str) -> &str {
     let path = url.strip_prefix("sqlite:").unwrap_or(url);
     let path = path.strip_prefix("//").unwrap_or(path);
     path.split('?').next().unwrap_or(path)
+}
+
+/// Its log.
+pub(super) fn log_of(url: &str) -> PathBuf {
+    let mut path = file_of(url).to_owned();
+    path.push_str("-wal");
+    PathBuf::from(path)
 }
 
 /// Cuts items into pieces of the sizes in [`PIECES`].
