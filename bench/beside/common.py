@@ -50,6 +50,17 @@ def wait_for(port, seconds=20):
     raise TimeoutError(f"nothing listens on port {port}")
 
 
+def wait_healthy(port, seconds=20):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/-/health", timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise TimeoutError(f"port {port} is not healthy")
+
+
 def threads_cpu(pid, name=None):
     """User and system seconds of a process (or of its threads whose name begins so)."""
     total = 0
@@ -100,6 +111,8 @@ class Bench:
         self.extra = []
 
     def __enter__(self):
+        # Whoever ends this script ends its servers too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
         return self
 
     def __exit__(self, *_):
@@ -165,6 +178,7 @@ shards = 1
             process = self.start([REEL, name, "--config", str(config)], core, f"{name}.log")
             try:
                 wait_for(ports[name])
+                wait_healthy(ports[name])
             except TimeoutError:
                 sys.exit((self.dir / f"{name}.log").read_text())
             return process

@@ -13,8 +13,10 @@ use super::{Catalog, CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, TEND
 const QUEUE: usize = 4096;
 /// Writes of one transaction.
 const BATCH: usize = 512;
-/// Look-ups in progress at once.
-const LOOKUPS: usize = 256;
+/// Statements of look-ups in progress at once.
+const LOOKUPS: usize = 4;
+/// Names of one statement.
+const LOOKUP_BATCH: usize = 64;
 /// How long a look-up waits for a catalog that has not been opened yet.
 const FIRST_OPEN: Duration = Duration::from_secs(1);
 /// Between looks whether a catalog that was away is back.
@@ -233,26 +235,81 @@ async fn write_loop(
     }
 }
 
+/// While [`LOOKUPS`] statements are in progress, names gather for the next one.
 async fn read_loop(
     mut requests: mpsc::Receiver<Read>,
     open: &RwLock<Option<Catalog>>,
     available: &Arc<AtomicBool>,
 ) {
     let permits = Arc::new(Semaphore::new(LOOKUPS));
-    while let Some(request) = requests.recv().await {
+    while let Some(first) = requests.recv().await {
         let Some(catalog) = opened(open).await else {
-            refuse(request);
+            refuse(first);
             continue;
         };
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let mut names = Names::default();
+        let mut other = names.add(first);
+        while other.is_none()
+            && names.files.len() < LOOKUP_BATCH
+            && let Ok(next) = requests.try_recv()
+        {
+            other = names.add(next);
+        }
         let available = Arc::clone(available);
         tokio::spawn(async move {
-            let reached = read(&catalog, request).await;
+            let mut reached = names.look_up(&catalog).await;
+            if let Some(request) = other {
+                reached &= read(&catalog, request).await;
+            }
             if !reached {
                 available.store(false, Ordering::Relaxed);
             }
             drop(permit);
         });
+    }
+}
+
+/// Look-ups that are asked for together.
+#[derive(Default)]
+struct Names {
+    files: Vec<(String, String)>,
+    answers: Vec<Answer<Option<Row>>>,
+}
+
+impl Names {
+    /// Adds a look-up; gives anything else back.
+    fn add(&mut self, request: Read) -> Option<Read> {
+        match request {
+            Read::Lookup { user, name, answer } => {
+                self.files.push((user, name));
+                self.answers.push(answer);
+                None
+            }
+            other => Some(other),
+        }
+    }
+
+    /// Answers all; false when the catalog was not reached.
+    async fn look_up(self, catalog: &Catalog) -> bool {
+        if self.files.is_empty() {
+            return true;
+        }
+        match timed(catalog.rows_of(&self.files)).await {
+            Ok(rows) => {
+                for (answer, row) in self.answers.into_iter().zip(rows) {
+                    // A mark counts as none.
+                    let _ = answer.send(Ok(row.filter(|row| !row.is_mark())));
+                }
+                true
+            }
+            Err(error) => {
+                for answer in self.answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+                false
+            }
+        }
     }
 }
 

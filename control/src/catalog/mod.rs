@@ -10,6 +10,7 @@ mod postgres;
 mod resolve;
 mod sqlite;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 pub use batch::{Batches, CatalogHandle, run_batches};
@@ -224,11 +225,23 @@ impl Catalog {
 
     /// The rows of several names, marks of deletes too; a row (or none) each.
     pub async fn rows_of(&self, files: &[(String, String)]) -> Result<Vec<Option<Row>>> {
-        let mut found = Vec::with_capacity(files.len());
-        for (user, name) in files {
-            found.push(self.row(user, name).await?);
+        if let [(user, name)] = files {
+            return Ok(vec![self.row(user, name).await?]);
         }
-        Ok(found)
+        let mut keys: Vec<_> =
+            files.iter().map(|(user, name)| (user.as_str(), name.as_str())).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let rows = match self {
+            Self::Sqlite(sqlite) => sqlite.rows_of(&keys).await?,
+            Self::Postgres(postgres) => postgres.rows_of(&keys).await?,
+        };
+        let found: HashMap<_, _> =
+            rows.iter().map(|row| ((row.user.as_str(), row.name.as_str()), row)).collect();
+        let row = |(user, name): &(String, String)| {
+            found.get(&(user.as_str(), name.as_str())).map(|row| Row::clone(row))
+        };
+        Ok(files.iter().map(row).collect())
     }
 
     async fn row(&self, user: &str, name: &str) -> Result<Option<Row>> {

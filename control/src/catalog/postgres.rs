@@ -124,6 +124,21 @@ impl Postgres {
             .map_err(away)
     }
 
+    /// The rows of names, each name once; those there are, in any order.
+    pub(super) async fn rows_of(&self, keys: &[(&str, &str)]) -> Result<Vec<Row>> {
+        let (users, names): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
+        let rows = sqlx::query(
+            r#"SELECT f."user", f.name, f.object, f.grp, f.path, f.bytes, f.type, f.crc, f.modified_ms, f.hlc, f.node
+               FROM unnest($1::text[], $2::text[]) AS k(u, n) JOIN files f ON f."user" = k.u AND f.name = k.n"#,
+        )
+        .bind(&users)
+        .bind(&names)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(away)?;
+        rows.iter().map(row_of).collect::<Result<_, _>>().map_err(away)
+    }
+
     pub(super) async fn list(
         &self,
         user: &str,

@@ -125,6 +125,27 @@ impl Sqlite {
             .map_err(away)
     }
 
+    /// The rows of names, each name once; those there are, in any order.
+    pub(super) async fn rows_of(&self, keys: &[(&str, &str)]) -> Result<Vec<Row>> {
+        let mut rows = Vec::with_capacity(keys.len());
+        for piece in pieces(keys) {
+            let mut sql = String::from(
+                "SELECT user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files \
+                 WHERE (user, name) IN (VALUES ",
+            );
+            sql.push_str(&vec!["(?,?)"; piece.len()].join(","));
+            sql.push(')');
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for (user, name) in &piece {
+                query = query.bind(*user).bind(*name);
+            }
+            for row in query.fetch_all(&self.readers).await.map_err(away)? {
+                rows.push(row_of(&row).map_err(away)?);
+            }
+        }
+        Ok(rows)
+    }
+
     pub(super) async fn list(
         &self,
         user: &str,
