@@ -84,12 +84,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let key = EventData::new_u64(viewers.len() as u64);
             epoll::add(&epoll, &stream, key, EventFlags::IN)?;
             let at = viewers.len() as u64 * 7 * args.piece % (args.film - args.piece);
-            viewers.push(Viewer { stream, left: None, head: Vec::new(), due: Instant::now(), at, waiting: false });
+            viewers.push(Viewer {
+                stream,
+                left: None,
+                head: Vec::new(),
+                due: Instant::now(),
+                at,
+                waiting: false,
+            });
         }
         let step = hold(args, &epoll, &mut viewers)?;
         let mut took = step.took;
         took.sort_unstable_by(f32::total_cmp);
-        let share = |share: f64| took.get(((took.len() as f64 * share) as usize).min(took.len().saturating_sub(1))).copied().unwrap_or(0.0);
+        let share = |share: f64| {
+            took.get(((took.len() as f64 * share) as usize).min(took.len().saturating_sub(1)))
+                .copied()
+                .unwrap_or(0.0)
+        };
         say(format_args!(
             "{{\"viewers\": {count}, \"pieces\": {}, \"rate\": {:.0}, \"stalled\": {}, \"median_ms\": {:.1}, \"p99_ms\": {:.1}, \"worst_ms\": {:.1}, \"generator_late_ms\": {:.1}}}",
             step.pieces,
@@ -161,7 +172,9 @@ fn hold(args: &Args, epoll: &std::os::fd::OwnedFd, viewers: &mut [Viewer]) -> Re
                 if now >= counts && now < end {
                     step.pieces += 1;
                     // `due` is the next piece's by now.
-                    step.took.push((now + every).saturating_duration_since(viewer.due).as_secs_f32() * 1000.0);
+                    step.took.push(
+                        (now + every).saturating_duration_since(viewer.due).as_secs_f32() * 1000.0,
+                    );
                 }
             }
         }
@@ -173,8 +186,10 @@ fn hold(args: &Args, epoll: &std::os::fd::OwnedFd, viewers: &mut [Viewer]) -> Re
 /// Asks for the next piece.
 fn ask(args: &Args, viewer: &mut Viewer) -> Result<()> {
     let (first, last) = (viewer.at, viewer.at + args.piece - 1);
-    let request = format!("GET {} HTTP/1.1\r\nHost: bench\r\nRange: bytes={first}-{last}\r\n\r\n", args.path);
-    let sent = rustix::net::send(&viewer.stream, request.as_bytes(), rustix::net::SendFlags::NOSIGNAL)?;
+    let request =
+        format!("GET {} HTTP/1.1\r\nHost: bench\r\nRange: bytes={first}-{last}\r\n\r\n", args.path);
+    let sent =
+        rustix::net::send(&viewer.stream, request.as_bytes(), rustix::net::SendFlags::NOSIGNAL)?;
     if sent < request.len() {
         return Err(Error::other("a request did not fit the socket"));
     }
@@ -200,7 +215,9 @@ fn take(viewer: &mut Viewer, sink: &mut [u8]) -> Result<bool> {
                 if !head.starts_with("HTTP/1.1 206") {
                     return Err(Error::other(format!("not a 206: {head}")));
                 }
-                let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse::<u64>().ok());
+                let length = head
+                    .lines()
+                    .find_map(|line| line.strip_prefix("Content-Length: ")?.parse::<u64>().ok());
                 let length = length.ok_or_else(|| Error::other("no Content-Length"))?;
                 viewer.left = Some(length - (viewer.head.len() - end - 4) as u64);
                 viewer.head.clear();

@@ -105,7 +105,11 @@ impl Answers {
 
     /// A head with the date and, where they are due, the cross-origin fields.
     pub(crate) fn head(&self, status: u16, request: &Request) -> Head {
-        self.beginning(status, &self.date(), request.method)
+        let mut head = self.beginning(status, &self.date(), request.method);
+        if let Some(id) = &request.fields.request_id {
+            head.field("X-Request-Id", id);
+        }
+        head
     }
 
     fn beginning(&self, status: u16, date: &str, method: Method) -> Head {

@@ -5,6 +5,7 @@
 //! be cut short.
 
 use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -17,11 +18,15 @@ use crate::http::body::Decoder;
 use crate::pipes::{PIPE_BYTES, Pipe};
 use crate::reactor::{Socket, TimedOut};
 use crate::turns;
+use crate::upstream::Slot;
 
 /// Bytes read from a socket at a time into the input buffer.
 const READ_BYTES: usize = 16 * 1024;
 /// Gathered output is sent when it has so many bytes, or before the connection waits for input.
 const GATHER_BYTES: usize = 256 * 1024;
+
+/// How long a body may be slower than the least rate at its beginning.
+const RATE_GRACE: Duration = Duration::from_secs(30);
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +37,9 @@ pub(crate) enum ConnError {
     /// Nothing moved for too long.
     #[error("no progress within the time limit")]
     Stalled,
+    /// The rate is below the least (`limits.min_rate`).
+    #[error("slower than limits.min_rate")]
+    Slow,
     /// The body is not framed as it says.
     #[error("{0}")]
     Body(#[from] crate::http::body::BodyError),
@@ -68,6 +76,16 @@ pub(crate) struct Conn {
     pub(crate) sent: u64,
     /// When the input came.
     came: Instant,
+    /// Who is at the other end.
+    client: IpAddr,
+    /// When the request in progress was read, and what had passed then.
+    began: Instant,
+    passed: u64,
+    /// Body bytes received so far.
+    received: u64,
+    /// Bytes a second below which a body is given up; 0 for none.
+    min_rate: u64,
+    _slot: Option<Slot>,
 }
 
 impl Conn {
@@ -84,7 +102,54 @@ impl Conn {
             body: Decoder::new(crate::http::request::Framing::None),
             sent: 0,
             came: Instant::now(),
+            client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            began: Instant::now(),
+            passed: 0,
+            received: 0,
+            min_rate: 0,
+            _slot: None,
         })
+    }
+
+    /// Bytes sent so far, those gathered among them.
+    pub(crate) fn given(&self) -> u64 {
+        self.sent + self.out.len() as u64
+    }
+
+    /// Says who is at the other end, and how fast that one must be.
+    pub(crate) fn of(self, client: IpAddr, min_rate: u64) -> Self {
+        Self { client, min_rate, ..self }
+    }
+
+    /// Takes a place among the connections to a node.
+    pub(crate) fn in_slot(self, slot: Slot) -> Self {
+        Self { _slot: Some(slot), ..self }
+    }
+
+    /// A request was read: from here on its bodies' rate counts.
+    pub(crate) fn begin(&mut self) {
+        if self.min_rate > 0 {
+            self.began = self.came;
+            self.passed = self.sent + self.received;
+        }
+    }
+
+    /// The other side must keep up a rate, on the average since the request, or it is given up.
+    fn check_rate(&self) -> Result<(), ConnError> {
+        if self.min_rate == 0 {
+            return Ok(());
+        }
+        let seconds = self.began.elapsed().as_secs();
+        let passed = self.sent + self.received - self.passed;
+        if seconds >= RATE_GRACE.as_secs() && passed < self.min_rate * seconds {
+            return Err(ConnError::Slow);
+        }
+        Ok(())
+    }
+
+    /// Who is at the other end.
+    pub(crate) fn client(&self) -> IpAddr {
+        self.client
     }
 
     /// When the request in progress came: one look at the clock for all that became ready with it.
@@ -112,6 +177,7 @@ impl Conn {
 
     /// Waits for room in the socket.
     pub(crate) async fn writable(&self) -> Result<(), ConnError> {
+        self.check_rate()?;
         self.socket.filled();
         Ok(self.socket.writable(self.stall).await?)
     }
@@ -163,7 +229,10 @@ impl Conn {
             if self.input().is_empty() {
                 match self.body.remaining() {
                     Some(left) => self.read_straight(into, full, left).await?,
-                    None => self.fill(self.stall).await?,
+                    None => {
+                        self.check_rate()?;
+                        self.fill(self.stall).await?;
+                    }
                 }
                 continue;
             }
@@ -199,6 +268,7 @@ impl Conn {
         into.extend_from_slice(
             &self.input[self.start + step.payload.start..self.start + step.payload.end],
         );
+        self.received += (step.payload.end - step.payload.start) as u64;
         self.consume(step.used);
         Ok(())
     }
@@ -220,6 +290,7 @@ impl Conn {
         let exact = into.capacity() - before == want;
         loop {
             if !self.socket.may_read() {
+                self.check_rate()?;
                 self.socket.readable(self.stall).await?;
             }
             let fd = self.socket.fd();
@@ -235,6 +306,7 @@ impl Conn {
                 Ok(0) => return Err(ConnError::Closed),
                 Ok(read) => {
                     self.body.step(&into[before..before + read])?;
+                    self.received += read as u64;
                     return Ok(());
                 }
                 Err(Errno::AGAIN) => self.socket.drained(),
@@ -329,6 +401,7 @@ impl Conn {
         let left = self.body.remaining().unwrap_or(0).min(PIPE_BYTES as u64) as usize;
         loop {
             if !self.socket.may_read() {
+                self.check_rate()?;
                 self.socket.readable(self.stall).await?;
             }
             let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
@@ -336,6 +409,7 @@ impl Conn {
                 Ok(0) => return Err(ConnError::Closed),
                 Ok(moved) => {
                     self.body.skip(moved as u64);
+                    self.received += moved as u64;
                     return Ok(moved);
                 }
                 Err(Errno::AGAIN) => self.socket.drained(),
@@ -432,5 +506,37 @@ mod buffers {
                 }
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_slower_than_the_least_rate_for_long_is_given_up() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("io_uring");
+        runtime.block_on(async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let stream = std::net::TcpStream::connect(address).expect("connects");
+            let conn = Conn::new(stream.into(), Duration::from_secs(1)).expect("adopted");
+            let mut conn = conn.of(IpAddr::V4(Ipv4Addr::LOCALHOST), 1000);
+            conn.begin();
+            assert!(conn.check_rate().is_ok(), "it has just begun");
+            conn.began = Instant::now() - RATE_GRACE - Duration::from_secs(10);
+            conn.received = 39_000;
+            assert!(matches!(conn.check_rate(), Err(ConnError::Slow)));
+            conn.sent = 1_000;
+            assert!(conn.check_rate().is_ok(), "both directions count");
+            conn.begin();
+            conn.began = Instant::now() - RATE_GRACE;
+            assert!(conn.check_rate().is_err(), "what passed before does not count");
+            conn.min_rate = 0;
+            assert!(conn.check_rate().is_ok(), "no limit");
+        });
     }
 }

@@ -4,6 +4,7 @@
 //! receives bytes. What could block goes to disk threads (engine) or to the process's one tokio
 //! side thread (control plane), through bounded channels.
 
+mod access_log;
 mod answer;
 mod conn;
 mod gateway;

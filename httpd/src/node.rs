@@ -3,18 +3,19 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use reel_control::agent::{self, AgentOptions, LeasePool, NodeStatus, Peers};
 use reel_control::api::{Groups, NodeInfo, NodeState};
 use reel_control::catalog::{CatalogHandle, barrier, run_batches};
 use reel_control::client::{ClientError, Trackers};
-use reel_control::config::{HttpConfig, StorageConfig};
+use reel_control::config::{AccessLogConfig, HttpConfig, StorageConfig};
 use reel_engine::upkeep::{Finding, Upkeep, UpkeepOptions};
 use reel_engine::{Recovery, SegmentNumber, Store, StoreOptions};
 use tokio::sync::Notify;
 
+use crate::access_log::AccessLog;
 use crate::gateway::{Gateway, GatewayShard, LastAnswers};
 use crate::replicate::run_followers;
 use crate::shard::{self, Stop};
@@ -113,6 +114,7 @@ pub fn run_storage(
 ) -> Result<(), RunError> {
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
     let (sockets, address) = listeners(config.listen, shards)?;
+    let access_log = open_access_log(&config.access_log)?;
     let leases = Arc::new(LeasePool::default());
     let (store, recovery) = open_store(&common, &config, &leases, &catalog_url)?;
     let side = Side::start().map_err(io("start the control thread"))?;
@@ -136,10 +138,11 @@ pub fn run_storage(
     handle.spawn(agent::run_leases(options.clone(), Arc::clone(&status), Arc::clone(&leases)));
     handle.spawn(agent::run_peers(options, Arc::clone(&status), Arc::clone(&peers)));
     handle.spawn(watch(Arc::clone(&status), Arc::clone(&store), Arc::clone(&hurry)));
-    let boot = format!("{:x}", reel_engine::clock::now_ms() ^ u64::from(std::process::id()) << 44);
+    let boot = format!("{:x}", boot());
     let node = Arc::new(Node {
         epochs: Epochs::new(),
         acks: Acks::default(),
+        access_log,
         boot,
         config,
         store,
@@ -168,6 +171,15 @@ pub fn run_storage(
     });
     drop(upkeep);
     result
+}
+
+/// A number that no other life of a process has.
+fn boot() -> u64 {
+    reel_engine::clock::now_ms() ^ u64::from(std::process::id()) << 44
+}
+
+fn open_access_log(config: &AccessLogConfig) -> Result<Option<Arc<AccessLog>>, RunError> {
+    AccessLog::open(config).map_err(io("open the access log (access_log.file)"))
 }
 
 /// What one shard does for all.
@@ -352,6 +364,9 @@ pub fn run_gateway(
     let (sockets, address) = listeners(config.listen, shards)?;
     let side = Side::start().map_err(io("start the control thread"))?;
     let gateway = Arc::new(Gateway {
+        access_log: open_access_log(&config.access_log)?,
+        boot: boot(),
+        requests: AtomicU64::new(0),
         config,
         trackers: Trackers::new(common.trackers, Duration::from_secs(2)),
         side: side.handle().clone(),

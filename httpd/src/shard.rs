@@ -59,6 +59,8 @@ impl Stop {
 pub(crate) trait Service: 'static {
     /// Answers one request. The connection goes on unless this fails or [`Answered::close`].
     async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError>;
+    /// Adds what a request should have before it is served.
+    fn prepare(&self, _request: &mut Request) {}
     /// Answers what needs no waiting; `None`, and nothing done, for all else.
     fn serve_at_once(&self, _conn: &mut Conn, _request: &Request) -> Option<Answered> {
         None
@@ -242,7 +244,7 @@ async fn accept_loop<S: Service>(
                 let (activity, open) = (Rc::clone(activity), open.clone());
                 monoio::spawn(async move {
                     if let Err(error) =
-                        connection(socket, &*service, &limits, &stop, &activity).await
+                        connection(socket, from.ip(), &*service, &limits, &stop, &activity).await
                     {
                         tracing::debug!(%error, "connection ended");
                     }
@@ -261,15 +263,16 @@ async fn accept_loop<S: Service>(
 
 async fn connection<S: Service>(
     socket: std::os::fd::OwnedFd,
+    client: IpAddr,
     service: &S,
     limits: &LimitsConfig,
     stop: &Stop,
     activity: &Activity,
 ) -> Result<(), ConnError> {
-    let mut conn = Conn::new(socket, limits.stall_timeout.0)?;
+    let mut conn = Conn::new(socket, limits.stall_timeout.0)?.of(client, limits.min_rate.0);
     let mut first = true;
     loop {
-        let request = match read_head(&mut conn, limits, first).await {
+        let mut request = match read_head(&mut conn, limits, first).await {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(refused) => {
@@ -284,6 +287,8 @@ async fn connection<S: Service>(
             }
         };
         first = false;
+        conn.begin();
+        service.prepare(&mut request);
         if request.framing == Framing::None
             && !stop.is_stopping()
             && service.serve_at_once(&mut conn, &request).is_some_and(|answered| !answered.close)

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use reel_control::metrics::{Latency, Times, latency};
 
-use crate::http::request::Method;
+use crate::access_log::{AccessLog, Line, Scribe};
+use crate::conn::Conn;
+use crate::http::request::{Method, Request};
 
 /// How old the process's metrics may be.
 pub(crate) const FLUSH: Duration = Duration::from_millis(200);
@@ -16,9 +18,10 @@ pub(crate) const FLUSH: Duration = Duration::from_millis(200);
 const METHODS: [Method; 6] =
     [Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options, Method::Other];
 
-/// Requests by method and status, bytes and latency: what every service counts.
+/// Requests by method and status, bytes and latency, and the access log: what every service says of its answers.
 #[derive(Debug)]
 pub(crate) struct RequestMetrics {
+    scribe: Option<Scribe>,
     counted: RefCell<Counted>,
     latency: [Arc<Latency>; METHODS.len()],
     sent: metrics::Counter,
@@ -34,20 +37,43 @@ struct Counted {
 }
 
 impl RequestMetrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(log: Option<&Arc<AccessLog>>) -> Self {
         Self {
+            scribe: log.and_then(AccessLog::scribe),
             counted: RefCell::default(),
-            latency: METHODS.map(|method| latency("reel_request_seconds", ("method", method.name()))),
+            latency: METHODS
+                .map(|method| latency("reel_request_seconds", ("method", method.name()))),
             sent: metrics::counter!("reel_sent_bytes_total"),
             counters: RefCell::default(),
         }
     }
 
     /// Counts one answered request that came at `started`.
-    pub(crate) fn count(&self, method: Method, status: u16, sent: u64, started: Instant) {
-        let index = METHODS.iter().position(|known| *known == method).unwrap_or(0);
+    pub(crate) fn count(
+        &self,
+        conn: &Conn,
+        request: &Request,
+        status: u16,
+        sent: u64,
+        started: Instant,
+    ) {
+        let took = started.elapsed();
+        if let Some(scribe) = &self.scribe {
+            scribe.note(&Line {
+                time_ms: reel_engine::clock::now_ms(),
+                request_id: request.fields.id(),
+                client: conn.client(),
+                method: request.method.name(),
+                path: &request.path,
+                range: request.fields.range.as_deref(),
+                status,
+                sent,
+                micros: took.as_micros() as u64,
+            });
+        }
+        let index = METHODS.iter().position(|known| *known == request.method).unwrap_or(0);
         let counted = &mut *self.counted.borrow_mut();
-        counted.times[index].count(started.elapsed());
+        counted.times[index].count(took);
         counted.sent += sent;
         let known = counted.answers.iter_mut().find(|known| (known.0, known.1) == (index, status));
         match known {

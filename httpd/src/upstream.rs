@@ -1,9 +1,10 @@
 //! Connections from a shard to storage nodes: kept open, bounded, with time limits.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use crate::reactor;
 
@@ -22,10 +23,25 @@ const HEAD_BYTES: usize = 16 * 1024;
 /// Header fields of a response.
 const FIELDS: usize = 64;
 
-/// Idle connections to each node.
+/// How often one that waits for a connection to end looks.
+const SLOT_LOOK: Duration = Duration::from_millis(5);
+
+/// Connections to each node: those in use are bounded, and some idle ones are kept.
 pub(crate) struct Upstreams {
     idle: RefCell<HashMap<SocketAddr, Vec<Conn>>>,
     keep: usize,
+    open: RefCell<HashMap<SocketAddr, Rc<Cell<usize>>>>,
+    limit: usize,
+}
+
+/// A connection's place among those to its node.
+#[derive(Debug)]
+pub(crate) struct Slot(Rc<Cell<usize>>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// What a node says to a request head that expects `100 Continue`.
@@ -70,9 +86,25 @@ impl Response {
 }
 
 impl Upstreams {
-    /// Keeps at most `keep` idle connections to a node.
-    pub(crate) fn new(keep: usize) -> Self {
-        Self { idle: RefCell::default(), keep }
+    /// Has at most `limit` connections to a node, and keeps at most `keep` idle ones.
+    pub(crate) fn new(keep: usize, limit: usize) -> Self {
+        Self { idle: RefCell::default(), keep, open: RefCell::default(), limit }
+    }
+
+    /// Waits until a node may be connected to once more.
+    async fn slot(&self, address: SocketAddr) -> Result<Slot, ConnError> {
+        let open = Rc::clone(self.open.borrow_mut().entry(address).or_default());
+        let deadline = Instant::now() + CONNECT;
+        while open.get() >= self.limit {
+            if Instant::now() > deadline {
+                return Err(ConnError::Io(std::io::Error::other(
+                    "too many connections to the node",
+                )));
+            }
+            monoio::time::sleep(SLOT_LOOK).await;
+        }
+        open.set(open.get() + 1);
+        Ok(Slot(open))
     }
 
     /// Sends `head` (and `body`, when it is at hand) to a node and reads the response's head. A
@@ -121,8 +153,9 @@ impl Upstreams {
 
     /// A fresh connection.
     pub(crate) async fn connect(&self, address: SocketAddr) -> Result<Conn, ConnError> {
+        let slot = self.slot(address).await?;
         match monoio::time::timeout(CONNECT, reactor::connect(address)).await {
-            Ok(socket) => Conn::new(socket?, STALL),
+            Ok(socket) => Ok(Conn::new(socket?, STALL)?.in_slot(slot)),
             Err(_) => Err(ConnError::Stalled),
         }
     }

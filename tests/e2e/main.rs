@@ -11,6 +11,7 @@ mod bad_input;
 mod cluster;
 mod crash;
 mod disks;
+mod gateway;
 mod harness;
 mod hostile;
 mod protocol;

@@ -215,6 +215,25 @@ pub struct StorageConfig {
     /// Cross-origin rules.
     #[serde(default)]
     pub cors: CorsConfig,
+    /// A line for each answer.
+    #[serde(default)]
+    pub access_log: AccessLogConfig,
+}
+
+/// `[….access_log]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessLogConfig {
+    /// Where it is written; no log when absent.
+    pub file: Option<PathBuf>,
+    /// Every so-many-th answer gets a line; those with an error all do.
+    pub every: u32,
+}
+
+impl Default for AccessLogConfig {
+    fn default() -> Self {
+        Self { file: None, every: 1 }
+    }
 }
 
 /// `[[storage.cache_control]]`
@@ -309,12 +328,21 @@ pub struct HttpConfig {
     /// Idle connections kept to each node, a shard.
     #[serde(default = "default_pool")]
     pub idle_per_node: usize,
+    /// Connections to each node, a shard.
+    #[serde(default = "default_per_node")]
+    pub connections_per_node: usize,
+    /// A second node is asked when the first has not begun its answer after so long; 0 for never.
+    #[serde(default = "default_hedge_after")]
+    pub hedge_after: Span,
     /// Limits of connections.
     #[serde(default)]
     pub limits: LimitsConfig,
     /// Cross-origin rules.
     #[serde(default)]
     pub cors: CorsConfig,
+    /// A line for each answer.
+    #[serde(default)]
+    pub access_log: AccessLogConfig,
 }
 
 /// `[….limits]`
@@ -331,6 +359,8 @@ pub struct LimitsConfig {
     pub idle_timeout: Span,
     /// Without any progress of a body, in or out.
     pub stall_timeout: Span,
+    /// Bytes a second, on the average after half a minute, below which a body is given up, in or out; 0 for no limit.
+    pub min_rate: ByteSize,
     /// A request head's bytes.
     pub head_bytes: usize,
     /// Ranges of one request; more are answered with the whole.
@@ -361,6 +391,7 @@ impl Default for LimitsConfig {
             head_timeout: Span::ms(10_000),
             idle_timeout: Span::ms(75_000),
             stall_timeout: Span::ms(60_000),
+            min_rate: ByteSize(1024),
             head_bytes: 16 * 1024,
             ranges: 16,
         }
@@ -432,6 +463,14 @@ fn default_address_age() -> Span {
 }
 fn default_pool() -> usize {
     64
+}
+
+fn default_per_node() -> usize {
+    1024
+}
+
+fn default_hedge_after() -> Span {
+    Span::ms(100)
 }
 
 impl Config {

@@ -4,13 +4,14 @@
 //! comes. When a node fails, before or in the middle of a body, the next one goes on at that byte.
 
 mod addresses;
+mod hedge;
 mod read;
 mod write;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use reel_control::client::Trackers;
@@ -18,6 +19,7 @@ use reel_control::config::{HttpConfig, HttpMode};
 use reel_control::names;
 use tokio::runtime::Handle;
 
+use crate::access_log::AccessLog;
 use crate::answer::{Answers, Problem};
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
@@ -41,6 +43,11 @@ const COPY_BYTES: u64 = 64 * 1024;
 /// What the shards of an HTTP server share.
 pub(crate) struct Gateway {
     pub(crate) config: HttpConfig,
+    pub(crate) access_log: Option<Arc<AccessLog>>,
+    /// Tells this process's request ids from others'.
+    pub(crate) boot: u64,
+    /// Requests that were given an id.
+    pub(crate) requests: AtomicU64,
     pub(crate) trackers: Trackers,
     pub(crate) side: Handle,
     pub(crate) last: LastAnswers,
@@ -57,6 +64,7 @@ pub(crate) struct GatewayShard {
     metrics: RequestMetrics,
     retries: metrics::Counter,
     resumed: metrics::Counter,
+    hedges: hedge::Hedges,
 }
 
 /// Which end a body broke off at.
@@ -120,12 +128,16 @@ async fn splice_body(
 impl GatewayShard {
     pub(crate) fn new(gateway: Arc<Gateway>) -> Rc<Self> {
         Rc::new(Self {
-            upstreams: Upstreams::new(gateway.config.idle_per_node),
+            upstreams: Upstreams::new(
+                gateway.config.idle_per_node,
+                gateway.config.connections_per_node.max(1),
+            ),
             addresses: AddressCache::new(gateway.config.address_age.0),
             answers: Answers::new(gateway.config.cors.clone(), None),
-            metrics: RequestMetrics::new(),
+            metrics: RequestMetrics::new(gateway.access_log.as_ref()),
             retries: metrics::counter!("reel_upstream_retries_total"),
             resumed: metrics::counter!("reel_upstream_resumed_total"),
+            hedges: hedge::Hedges::new(gateway.config.hedge_after.0),
             gateway,
         })
     }
@@ -226,11 +238,20 @@ impl GatewayShard {
 }
 
 impl Service for Rc<GatewayShard> {
+    fn prepare(&self, request: &mut Request) {
+        let boot = self.gateway.boot;
+        let count = &self.gateway.requests;
+        request
+            .fields
+            .request_id
+            .get_or_insert_with(|| format!("{boot:x}-{:x}", count.fetch_add(1, Ordering::Relaxed)));
+    }
+
     async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
-        let (started, before) = (Instant::now(), conn.sent);
+        let (started, before) = (Instant::now(), conn.given());
         let result = self.route(conn, request).await;
         let status = result.as_ref().map_or(499, |answered| answered.status);
-        self.metrics.count(request.method, status, conn.sent.saturating_sub(before), started);
+        self.metrics.count(conn, request, status, conn.given().saturating_sub(before), started);
         result
     }
 

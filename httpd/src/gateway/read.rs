@@ -27,7 +27,7 @@ const PASSED: [&str; 11] = [
 ];
 
 /// A body that has been begun: what is needed to go on elsewhere.
-struct Begun {
+pub(super) struct Begun {
     status: u16,
     etag: String,
     /// The next byte of the file that the client lacks.
@@ -61,8 +61,9 @@ impl GatewayShard {
             let at = begun.as_ref().map(|begun| begun.next);
             match self.nodes_of(&whose).await {
                 Ok(nodes) => {
-                    for node in nodes {
-                        match self.attempt(conn, request, path, node, &mut begun).await? {
+                    for (index, node) in nodes.iter().enumerate() {
+                        let second = nodes.get(index + 1).copied();
+                        match self.attempt(conn, request, path, *node, second, &mut begun).await? {
                             Attempt::Done(answered) => return Ok(answered),
                             Attempt::OtherGroup(group) => {
                                 whose = Whose::Group(group);
@@ -106,12 +107,11 @@ impl GatewayShard {
         request: &Request,
         path: &str,
         node: SocketAddr,
+        second: Option<SocketAddr>,
         begun: &mut Option<Begun>,
     ) -> Result<Attempt, ConnError> {
-        let head = request_head(request, path, node, begun.as_ref());
-        let head_only = request.method == Method::Head;
-        let mut response = match self.upstreams.request(node, head.as_bytes(), &[], head_only).await
-        {
+        let asked = self.ask(request, path, node, second, begun.as_ref()).await;
+        let mut response = match asked {
             Ok(response) => response,
             Err(error) => {
                 return Ok(Attempt::Next(Problem::new(
@@ -215,7 +215,12 @@ impl GatewayShard {
 
 /// The request as a node gets it: the client's conditions, or those that make sure that an answer
 /// goes on with the same object at the exact byte.
-fn request_head(request: &Request, path: &str, node: SocketAddr, begun: Option<&Begun>) -> String {
+pub(super) fn request_head(
+    request: &Request,
+    path: &str,
+    node: SocketAddr,
+    begun: Option<&Begun>,
+) -> String {
     let mut head = format!("{} {path} HTTP/1.1\r\nHost: {node}\r\n", request.method.name());
     let mut field = |name: &str, value: &str| {
         head.push_str(name);
@@ -223,6 +228,9 @@ fn request_head(request: &Request, path: &str, node: SocketAddr, begun: Option<&
         head.push_str(value);
         head.push_str("\r\n");
     };
+    if let Some(id) = request.fields.id() {
+        field("Reel-Request-Id", id);
+    }
     match begun {
         Some(begun) => {
             field("Range", &format!("bytes={}-{}", begun.next, begun.end - 1));

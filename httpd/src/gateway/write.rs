@@ -294,6 +294,9 @@ async fn problem_of(node: SocketAddr, response: &mut Response) -> Problem {
 fn request_head(method: &str, request: &Request, node: SocketAddr, framing: &str) -> String {
     let mut head = format!("{method} {} HTTP/1.1\r\nHost: {node}\r\n{framing}", request.path);
     let fields = &request.fields;
+    if let Some(id) = fields.id() {
+        head.push_str(&format!("Reel-Request-Id: {id}\r\n"));
+    }
     for (name, value) in [
         ("Content-Type", &fields.content_type),
         ("If-Match", &fields.if_match),

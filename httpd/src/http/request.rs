@@ -7,6 +7,9 @@ const MAX_HEADERS: usize = 64;
 /// The longest request target in bytes; a longer one is answered with 414.
 pub const MAX_TARGET: usize = 8 * 1024;
 
+/// The longest request id in bytes; a longer one is taken for none.
+const MAX_REQUEST_ID: usize = 64;
+
 /// The method, as far as this server knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
@@ -91,18 +94,28 @@ pub struct Fields {
     pub origin: Option<String>,
     /// `Reel-Content-Crc32`
     pub content_crc32: Option<String>,
+    /// `X-Request-Id`, when it is one: at most 64 visible ASCII characters.
+    pub request_id: Option<String>,
+    /// `Reel-Request-Id`: the id under which an HTTP server passes a request on. For the log, not for the answer.
+    pub forwarded_id: Option<String>,
     /// `Access-Control-Request-Headers`
     pub request_headers: Option<String>,
 }
 
 impl Fields {
-    /// Whether nothing is asked of a GET but the file: no range, no condition.
+    /// The request's id: the client's own, or the one an HTTP server gave it.
+    pub fn id(&self) -> Option<&str> {
+        self.request_id.as_deref().or(self.forwarded_id.as_deref())
+    }
+
+    /// Whether nothing is asked of a GET but the file: no range, no condition, no id in the answer.
     pub fn are_plain(&self) -> bool {
         self.range.is_none()
             && self.if_match.is_none()
             && self.if_none_match.is_none()
             && self.if_modified_since.is_none()
             && self.if_unmodified_since.is_none()
+            && self.request_id.is_none()
     }
 }
 
@@ -244,6 +257,17 @@ impl Seen {
             b"if-unmodified-since" => &mut fields.if_unmodified_since,
             b"content-type" => &mut fields.content_type,
             b"origin" => &mut fields.origin,
+            b"x-request-id" | b"reel-request-id" => {
+                let slot = match &*lower {
+                    b"x-request-id" => &mut fields.request_id,
+                    _ => &mut fields.forwarded_id,
+                };
+                let fits = (1..=MAX_REQUEST_ID).contains(&value.len());
+                if fits && value.iter().all(u8::is_ascii_graphic) {
+                    *slot = Some(text(value)?.to_owned());
+                }
+                return Ok(());
+            }
             b"reel-content-crc32" => &mut fields.content_crc32,
             b"access-control-request-headers" => &mut fields.request_headers,
             b"connection" => {

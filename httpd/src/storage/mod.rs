@@ -34,6 +34,7 @@ pub(crate) use repair::repair_damaged;
 pub(crate) use sweep::run_sweeps;
 pub use sweep::{Verdict, judge};
 
+use crate::access_log::AccessLog;
 use crate::answer::Answers;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
@@ -48,7 +49,9 @@ const SHARD_SEGMENTS: usize = 1024;
 /// Users a shard remembers the group of; beyond, it begins anew.
 const SHARD_USERS: usize = 65_536;
 /// Idle connections a shard keeps to each peer.
-const PEER_CONNECTIONS: usize = 8;
+const PEER_IDLE: usize = 8;
+/// Connections a shard has to each peer.
+const PEER_CONNECTIONS: usize = 256;
 
 /// What the shards of a node share.
 pub(crate) struct Node {
@@ -60,6 +63,7 @@ pub(crate) struct Node {
     pub(crate) peers: Peers,
     pub(crate) leases: Arc<reel_control::agent::LeasePool>,
     pub(crate) acks: Acks,
+    pub(crate) access_log: Option<Arc<AccessLog>>,
     /// Tells two lives of a node apart for followers.
     pub(crate) boot: String,
 }
@@ -93,7 +97,7 @@ impl StorageShard {
         Rc::new(Self {
             writer: Writer::new(Arc::clone(&node.store)),
             stage: CatalogStage::new(node.catalog.clone()),
-            upstreams: Upstreams::new(PEER_CONNECTIONS),
+            upstreams: Upstreams::new(PEER_IDLE, PEER_CONNECTIONS),
             names: NameCache::new(&node.config),
             hot: hot::HotAnswers::new(node.config.body_cache.0 as usize),
             cold: cold::Cold::new(Arc::clone(&node.store), node.config.cold_buffers.0),
@@ -105,7 +109,7 @@ impl StorageShard {
                 node.config.cors.clone(),
                 node.config.node_header.then(|| node.config.id.to_string()),
             ),
-            metrics: RequestMetrics::new(),
+            metrics: RequestMetrics::new(node.access_log.as_ref()),
             received: metrics::counter!("reel_received_bytes_total"),
             repaired: metrics::counter!("reel_peer_reads_total"),
             damaged: metrics::counter!("reel_damaged_objects_total"),
@@ -173,21 +177,21 @@ impl StorageShard {
 
 impl Service for Rc<StorageShard> {
     async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
-        let (started, before) = (Instant::now(), conn.sent);
+        let (started, before) = (Instant::now(), conn.given());
         // Load is what clients ask for; peers and probes do not count.
         let load = u32::from(!request.path.starts_with("/-/"));
         self.node.status.load.fetch_add(load, Ordering::Relaxed);
         let result = self.route(conn, request).await;
         self.node.status.load.fetch_sub(load, Ordering::Relaxed);
         let status = result.as_ref().map_or(499, |answered| answered.status);
-        self.metrics.count(request.method, status, conn.sent.saturating_sub(before), started);
+        self.metrics.count(conn, request, status, conn.given().saturating_sub(before), started);
         result
     }
 
     fn serve_at_once(&self, conn: &mut Conn, request: &Request) -> Option<Answered> {
         let came = conn.came();
         let (answered, bytes) = self.answer_hot(conn, request, came)?;
-        self.metrics.count(request.method, answered.status, bytes, came);
+        self.metrics.count(conn, request, answered.status, bytes, came);
         Some(answered)
     }
 

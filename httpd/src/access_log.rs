@@ -1,0 +1,198 @@
+//! The access log: one line of JSON an answer, written by a thread of its own.
+//!
+//! A shard puts a line into a bounded queue and goes on; when the queue is full the line is dropped and counted. The
+//! file is looked at again every [`LOOK`], so that it may be renamed away (logrotate).
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use reel_control::config::AccessLogConfig;
+use serde::Serialize;
+
+/// Lines that may wait to be written.
+const QUEUE: usize = 16_384;
+/// How often waiting bytes are written out, and the file is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// Bytes gathered for one write.
+const GATHER: usize = 256 << 10;
+
+/// An answer, as it stands in the log.
+#[derive(Debug, Serialize)]
+pub(crate) struct Line<'a> {
+    /// When it was complete: milliseconds since 1970.
+    pub(crate) time_ms: u64,
+    /// The request's id, when it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) request_id: Option<&'a str>,
+    /// Who asked.
+    pub(crate) client: std::net::IpAddr,
+    /// The method.
+    pub(crate) method: &'a str,
+    /// The path as it was asked for.
+    pub(crate) path: &'a str,
+    /// The range asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) range: Option<&'a str>,
+    /// The status; 499 when the client broke off.
+    pub(crate) status: u16,
+    /// Bytes sent, head included.
+    pub(crate) sent: u64,
+    /// Microseconds from when the request came.
+    pub(crate) micros: u64,
+}
+
+/// A process's access log. Dropped last, it writes out what waits.
+#[derive(Debug)]
+pub(crate) struct AccessLog {
+    lines: Mutex<Option<SyncSender<Vec<u8>>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    every: u64,
+    dropped: metrics::Counter,
+}
+
+/// A shard's way to it.
+#[derive(Debug)]
+pub(crate) struct Scribe {
+    log: Arc<AccessLog>,
+    lines: SyncSender<Vec<u8>>,
+    answers: AtomicU64,
+}
+
+impl AccessLog {
+    /// Opens the configured log; `None` when there is none.
+    pub(crate) fn open(config: &AccessLogConfig) -> io::Result<Option<Arc<Self>>> {
+        let Some(path) = config.file.clone() else { return Ok(None) };
+        let file = append(&path)?;
+        let (lines, waiting) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new()
+            .name("reel-access-log".to_owned())
+            .spawn(move || write_lines(&path, file, &waiting))?;
+        Ok(Some(Arc::new(Self {
+            lines: Mutex::new(Some(lines)),
+            thread: Mutex::new(Some(thread)),
+            every: u64::from(config.every.max(1)),
+            dropped: metrics::counter!("reel_access_log_dropped_total"),
+        })))
+    }
+
+    /// A shard's way to it.
+    pub(crate) fn scribe(self: &Arc<Self>) -> Option<Scribe> {
+        let lines = self.lines.lock().clone()?;
+        Some(Scribe { log: Arc::clone(self), lines, answers: AtomicU64::new(0) })
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.lines.lock().take();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Scribe {
+    /// Writes a line down, if this answer is among those that are logged: every so-many-th, and all that failed.
+    pub(crate) fn note(&self, line: &Line<'_>) {
+        let count = self.answers.fetch_add(1, Ordering::Relaxed);
+        if line.status < 400 && !count.is_multiple_of(self.log.every) {
+            return;
+        }
+        let Ok(mut text) = serde_json::to_vec(line) else { return };
+        text.push(b'\n');
+        if self.lines.try_send(text).is_err() {
+            self.log.dropped.increment(1);
+        }
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+/// Writes until nobody can send any more.
+fn write_lines(path: &PathBuf, file: File, lines: &Receiver<Vec<u8>>) {
+    let mut out = BufWriter::with_capacity(GATHER, file);
+    let mut looked = Instant::now();
+    let mut failing = false;
+    loop {
+        let result = match lines.recv_timeout(LOOK) {
+            Ok(line) => out.write_all(&line),
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
+        let result = result.and_then(|()| {
+            if looked.elapsed() < LOOK {
+                return Ok(());
+            }
+            looked = Instant::now();
+            out.flush()?;
+            let (there, ours) = (std::fs::metadata(path).ok(), out.get_ref().metadata()?);
+            if there.is_none_or(|there| (there.dev(), there.ino()) != (ours.dev(), ours.ino())) {
+                out = BufWriter::with_capacity(GATHER, append(path)?);
+            }
+            Ok(())
+        });
+        match result {
+            Ok(()) => failing = false,
+            Err(error) if !std::mem::replace(&mut failing, true) => {
+                tracing::error!(%error, path = %path.display(), "the access log cannot be written");
+            }
+            Err(_) => {}
+        }
+    }
+    if let Err(error) = out.flush() {
+        tracing::error!(%error, path = %path.display(), "the access log cannot be written");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(status: u16, path: &str) -> Line<'_> {
+        let client = std::net::Ipv4Addr::LOCALHOST.into();
+        let (request_id, range) = (Some("id-1"), None);
+        Line {
+            time_ms: 5,
+            request_id,
+            client,
+            method: "GET",
+            path,
+            range,
+            status,
+            sent: 9,
+            micros: 3,
+        }
+    }
+
+    #[test]
+    fn every_so_many_th_and_all_that_failed_are_written_in_order() {
+        let dir = tempfile::tempdir().expect("temp folder");
+        let file = dir.path().join("access.log");
+        let config = AccessLogConfig { file: Some(file.clone()), every: 10 };
+        let log = AccessLog::open(&config).expect("opens").expect("configured");
+        let scribe = log.scribe().expect("open");
+        for at in 0..100 {
+            scribe.note(&line(200, &format!("/ok/\"{at}")));
+            scribe.note(&line(404, "/no"));
+        }
+        drop((scribe, log));
+        let text = std::fs::read_to_string(&file).expect("written");
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let of = |status: u64| lines.iter().filter(|line| line["status"] == status).count();
+        assert_eq!((of(404), of(200)), (100, 20));
+        assert_eq!(lines[0]["path"], "/ok/\"0");
+        assert_eq!(lines[0]["request_id"], "id-1");
+        assert!(lines[0].get("range").is_none());
+    }
+}

@@ -1,0 +1,134 @@
+//! The HTTP server in front of nodes: it does not wait for a slow one, and what it passes on can be followed in
+//! the access logs.
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+
+use crate::harness::{Base, Role, bytes, eventually, get, put, read_answer, request, signal};
+
+fn http(base: &Base, more: &str) -> Role {
+    let config = format!(
+        "trackers = [\"{}\"]\n[http]\nlisten = \"127.0.0.1:0\"\nshards = 1\n{more}\n",
+        base.tracker.address
+    );
+    let role = Role::start("http", base.dir.path(), &config).unwrap();
+    eventually("the HTTP server reaches a node", || {
+        (get(&role.address, "/-/health").ok()?.status == 200).then_some(())
+    });
+    role
+}
+
+fn metric(address: &str, name: &str) -> u64 {
+    let text = String::from_utf8(get(address, "/-/metrics").unwrap().body).unwrap();
+    let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(name));
+    line.and_then(|line| line.rsplit(' ').next()).map_or(0, |value| value.parse().unwrap())
+}
+
+#[test]
+fn a_node_that_does_not_answer_is_not_waited_for() {
+    let base = Base::start();
+    let more = "ack = \"all\"\n";
+    let nodes = [base.storage(101, "a", more), base.storage(102, "b", more)];
+    let http = http(&base, "hedge_after = \"20 ms\"");
+    eventually("both nodes take it", || {
+        put(&http.address, "/ann/film", &bytes(3, 100_000))
+            .ok()
+            .filter(|answer| answer.status < 300)
+    });
+    // Stopped in its tracks: the kernel still takes connections and requests for it.
+    signal(nodes[0].pid(), rustix::process::Signal::STOP);
+    for _ in 0..8 {
+        let answer = get(&http.address, "/ann/film").unwrap();
+        assert_eq!((answer.status, answer.field("reel-node")), (200, "102"));
+        assert!(answer.body == bytes(3, 100_000));
+    }
+    let (begun, won) = (
+        metric(&http.address, "reel_upstream_hedges_total"),
+        metric(&http.address, "reel_upstream_hedges_won_total"),
+    );
+    signal(nodes[0].pid(), rustix::process::Signal::CONT);
+    assert!(begun >= 1 && won == begun, "{begun} begun, {won} won");
+}
+
+/// The lines of an access log about a path, once there are so many.
+fn lines(file: &Path, path: &str, count: usize) -> Vec<serde_json::Value> {
+    eventually(&format!("{count} lines about {path}"), || {
+        let text = std::fs::read_to_string(file).ok()?;
+        let whole = text.rsplit_once('\n')?.0;
+        let lines: Vec<serde_json::Value> =
+            whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let about: Vec<_> = lines.into_iter().filter(|line| line["path"] == path).collect();
+        (about.len() >= count).then_some(about)
+    })
+}
+
+#[test]
+fn a_request_can_be_followed_through_the_access_logs() {
+    let base = Base::start();
+    let log = |name: &str| base.dir.path().join(name);
+    let section = |role: &str| {
+        format!("[{role}.access_log]\nfile = \"{}\"", log(&format!("{role}.log")).display())
+    };
+    let node = base.storage(101, "a", &section("storage"));
+    let http = http(&base, &section("http"));
+    put(&http.address, "/ann/film", b"0123456789").unwrap();
+    let own = request(
+        &http.address,
+        "GET /ann/film HTTP/1.1\r\nX-Request-Id: my-own.7\r\nRange: bytes=2-4",
+        &[],
+    )
+    .unwrap();
+    assert_eq!((own.status, own.field("x-request-id")), (206, "my-own.7"));
+    let given = get(&http.address, "/ann/film").unwrap();
+    let id = given.field("x-request-id").to_owned();
+    assert!(!id.is_empty() && id != "my-own.7");
+    for (role, file) in [("http", log("http.log")), ("storage", log("storage.log"))] {
+        let about = lines(&file, "/ann/film", 3);
+        assert_eq!(about.len(), 3, "{role}");
+        assert_eq!((&about[0]["method"], &about[0]["status"]), (&"PUT".into(), &201.into()));
+        assert_eq!(about[1]["request_id"], "my-own.7", "{role}");
+        assert_eq!(about[1]["range"], "bytes=2-4", "{role}");
+        assert_eq!(about[2]["request_id"], id.as_str(), "{role}");
+        assert_eq!((&about[2]["client"], &about[2]["status"]), (&"127.0.0.1".into(), &200.into()));
+        assert!(about[2]["sent"].as_u64().unwrap() > 10 && about[2]["micros"].is_u64());
+    }
+    // Renamed away, it begins anew: what rotates logs need not tell the process.
+    std::fs::rename(log("storage.log"), log("storage.log.1")).unwrap();
+    eventually("a new file", || {
+        get(&node.address, "/ann/other").unwrap();
+        log("storage.log").exists().then_some(())
+    });
+    // Not an id: it is not repeated.
+    let bad = request(&node.address, "GET /ann/film HTTP/1.1\r\nX-Request-Id: a b", &[]).unwrap();
+    assert_eq!((bad.status, bad.field("x-request-id")), (200, ""));
+}
+
+#[test]
+fn answers_from_memory_are_the_same_as_those_before_them() {
+    let base = Base::start();
+    let node = base.storage(101, "a", "");
+    put(&node.address, "/ann/clip", &bytes(5, 5000)).unwrap();
+    let mut stream = TcpStream::connect(&node.address).unwrap();
+    let mut ask = |head: &str| {
+        stream.write_all(format!("{head}\r\nHost: h\r\n\r\n").as_bytes()).unwrap();
+        read_answer(&mut stream, head.starts_with("HEAD")).unwrap()
+    };
+    let mut first = ask("GET /ann/clip HTTP/1.1");
+    first.fields.remove("date");
+    // From the third on they come from memory.
+    for _ in 0..6 {
+        let mut again = ask("GET /ann/clip HTTP/1.1");
+        assert!(again.fields.remove("date").is_some_and(|date| date.ends_with(" GMT")));
+        assert_eq!(again.fields, first.fields);
+        assert!(again.body == bytes(5, 5000));
+    }
+    let etag = first.field("etag").to_owned();
+    assert_eq!(ask(&format!("GET /ann/clip HTTP/1.1\r\nIf-None-Match: {etag}")).status, 304);
+    assert_eq!(ask("HEAD /ann/clip HTTP/1.1").body.len(), 0);
+    assert_eq!(ask("GET /ann/clip HTTP/1.1\r\nX-Request-Id: 7").field("x-request-id"), "7");
+    assert_eq!(ask("GET /ann/clip HTTP/1.1").fields.get("x-request-id"), None);
+    // Replaced: what is in memory is not used any more.
+    put(&node.address, "/ann/clip", &bytes(6, 4000)).unwrap();
+    assert!(ask("GET /ann/clip HTTP/1.1").body == bytes(6, 4000));
+}
