@@ -40,7 +40,7 @@ pub enum Command {
     /// Runs a storage node in the foreground
     Storage(RoleArgs),
     /// Runs an HTTP server (gateway) in the foreground
-    Http(RoleArgs),
+    Http(HttpArgs),
     /// Judges every byte of data folders that no process uses
     ///
     /// Exit codes: 0 clean, 1 something is wrong (each finding is a line) or could not be judged.
@@ -131,6 +131,16 @@ pub struct RoleArgs {
     /// Ends when the parent process does (`reel up` sets it)
     #[arg(long, hide = true)]
     pub with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct HttpArgs {
+    #[command(flatten)]
+    pub role: RoleArgs,
+    /// Serves beside the one that has the address now, which is to be stopped next: its viewers finish there
+    /// (`limits.stop_grace`), new ones come here
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 #[derive(Debug, Args)]

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::RoleArgs;
+use crate::cli::{HttpArgs, RoleArgs};
 use crate::output::Failure;
 
 impl From<ConfigError> for Failure {
@@ -169,9 +169,9 @@ pub fn storage(args: &RoleArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-pub fn http(args: &RoleArgs) -> Result<(), Failure> {
-    let (config, _log) = begin(args, "http")?;
-    let section = config.http.clone().ok_or_else(|| missing(&args.config, "http"))?;
-    run_gateway(common(&config), section, ready, stop_on_signal)?;
+pub fn http(args: &HttpArgs) -> Result<(), Failure> {
+    let (config, _log) = begin(&args.role, "http")?;
+    let section = config.http.clone().ok_or_else(|| missing(&args.role.config, "http"))?;
+    run_gateway(common(&config), section, args.take_over, ready, stop_on_signal)?;
     Ok(())
 }

@@ -78,8 +78,9 @@ pub struct Common {
 fn listeners(
     address: SocketAddr,
     shards: usize,
+    take_over: bool,
 ) -> Result<(Vec<std::net::TcpListener>, SocketAddr), RunError> {
-    if shard::is_taken(address) {
+    if !take_over && shard::is_taken(address) {
         return Err(RunError::AddressInUse(address));
     }
     let failed = |source: std::io::Error| match source.kind() {
@@ -98,7 +99,7 @@ fn listeners(
 /// One listening socket, for a control-plane server. Its port may be shared with a socket that
 /// only keeps it (`reel up`), never with another server.
 pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, RunError> {
-    let (sockets, _) = listeners(address, 1)?;
+    let (sockets, _) = listeners(address, 1, false)?;
     let socket = sockets.into_iter().next().ok_or(RunError::AddressInUse(address))?;
     socket.set_nonblocking(true).map_err(io("set up the socket"))?;
     Ok(socket)
@@ -113,7 +114,7 @@ pub fn run_storage(
     stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
 ) -> Result<(), RunError> {
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
-    let (sockets, address) = listeners(config.listen, shards)?;
+    let (sockets, address) = listeners(config.listen, shards, false)?;
     let access_log = open_access_log(&config.access_log)?;
     let leases = Arc::new(LeasePool::default());
     let (store, recovery) = open_store(&common, &config, &leases, &catalog_url)?;
@@ -353,15 +354,17 @@ fn storage_shard(
     })?
 }
 
-/// Runs an HTTP server until `stop` is called. `ready` is called with the address when it listens.
+/// Runs an HTTP server until `stop` is called. `ready` is called with the address when it listens. With `take_over`
+/// another one may serve there already, which is to be stopped next: the kernel gives new connections to either until then.
 pub fn run_gateway(
     common: Common,
     config: HttpConfig,
+    take_over: bool,
     ready: impl FnOnce(SocketAddr),
     stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
 ) -> Result<(), RunError> {
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
-    let (sockets, address) = listeners(config.listen, shards)?;
+    let (sockets, address) = listeners(config.listen, shards, take_over)?;
     let side = Side::start().map_err(io("start the control thread"))?;
     let gateway = Arc::new(Gateway {
         access_log: open_access_log(&config.access_log)?,

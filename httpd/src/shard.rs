@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use reel_control::config::LimitsConfig;
 use reel_engine::signal::Signal;
-use rustix::net::sockopt;
+use rustix::net::{self, sockopt};
 
 use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
@@ -25,8 +26,6 @@ const BACKLOG: i32 = 4096;
 const DRAIN_BYTES: u64 = 256 * 1024;
 /// After an accept failed (descriptors ran out): the shard pauses instead of spinning.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long requests in progress may take when the process stops.
-pub(crate) const STOP_GRACE: Duration = Duration::from_secs(6);
 
 /// Tells every shard to stop; cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -109,7 +108,6 @@ impl DateCache {
 
 /// A listening socket that shares its port with the other shards'.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    use rustix::net;
     let family =
         if address.is_ipv6() { net::AddressFamily::INET6 } else { net::AddressFamily::INET };
     let socket =
@@ -190,6 +188,7 @@ pub(crate) async fn run<S: Service>(
     limits: Rc<LimitsConfig>,
     stop: Stop,
 ) -> io::Result<()> {
+    let waiting = listener.try_clone()?;
     let listener = monoio::net::TcpListener::from_std(listener)?;
     let activity = Rc::new(Activity::default());
     monoio::spawn({
@@ -201,13 +200,22 @@ pub(crate) async fn run<S: Service>(
             }
         }
     });
-    let accepting = accept_loop(&listener, &service, &limits, &stop, &activity);
+    let door = Door { service, limits, stop, activity };
     monoio::select! {
-        () = accepting => {}
-        () = stop.stopped() => {}
+        () = door.accept_all(&listener) => {}
+        () = door.stop.stopped() => {}
     }
+    // Connections that the kernel has made for this process would be reset with the socket.
     drop(listener);
-    let deadline = Instant::now() + STOP_GRACE;
+    waiting.set_nonblocking(true)?;
+    while let Ok((socket, from)) = waiting.accept() {
+        door.admit(socket.into(), from.ip());
+    }
+    drop(waiting);
+    // Those begin with the next turn of the loop.
+    monoio::time::sleep(Duration::from_millis(10)).await;
+    let Door { activity, limits, .. } = door;
+    let deadline = Instant::now() + limits.stop_grace.0;
     while activity.requests.get() > 0 && Instant::now() < deadline {
         monoio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -217,52 +225,58 @@ pub(crate) async fn run<S: Service>(
     Ok(())
 }
 
-async fn accept_loop<S: Service>(
-    listener: &monoio::net::TcpListener,
-    service: &Rc<S>,
-    limits: &Rc<LimitsConfig>,
-    stop: &Stop,
-    activity: &Rc<Activity>,
-) {
-    let open = metrics::gauge!("reel_connections");
-    let failed = metrics::counter!("reel_accept_errors_total");
-    let refused = metrics::counter!("reel_connections_refused_total", "reason" => "per_address");
-    loop {
-        if activity.connections.get() >= limits.connections {
-            monoio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        }
-        match listener.accept().await {
-            Ok((stream, from)) => {
-                if !activity.enter(from.ip(), limits.per_address) {
-                    refused.increment(1);
-                    continue;
-                }
-                open.increment(1);
-                let socket = reactor::owned(stream);
-                let (service, limits, stop) = (Rc::clone(service), Rc::clone(limits), stop.clone());
-                let (activity, open) = (Rc::clone(activity), open.clone());
-                monoio::spawn(async move {
-                    if let Err(error) =
-                        connection(socket, from.ip(), &*service, &limits, &stop, &activity).await
-                    {
-                        tracing::debug!(%error, "connection ended");
-                    }
-                    activity.leave(from.ip());
-                    open.decrement(1);
-                });
-            }
-            Err(error) => {
-                failed.increment(1);
-                tracing::warn!(%error, "accept failed; pausing");
+/// Where connections come in.
+struct Door<S> {
+    service: Rc<S>,
+    limits: Rc<LimitsConfig>,
+    stop: Stop,
+    activity: Rc<Activity>,
+}
+
+impl<S: Service> Door<S> {
+    /// Accepts and serves. For ever.
+    async fn accept_all(&self, listener: &monoio::net::TcpListener) {
+        let failed = metrics::counter!("reel_accept_errors_total");
+        loop {
+            if self.activity.connections.get() >= self.limits.connections {
                 monoio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+            match listener.accept().await {
+                Ok((stream, from)) => self.admit(reactor::owned(stream), from.ip()),
+                Err(error) => {
+                    failed.increment(1);
+                    tracing::warn!(%error, "accept failed; pausing");
+                    monoio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
+    }
+
+    /// Serves a connection, if its address may have one more.
+    fn admit(&self, socket: OwnedFd, from: IpAddr) {
+        if !self.activity.enter(from, self.limits.per_address) {
+            metrics::counter!("reel_connections_refused_total", "reason" => "per_address")
+                .increment(1);
+            return;
+        }
+        let open = metrics::gauge!("reel_connections");
+        open.increment(1);
+        let (service, limits) = (Rc::clone(&self.service), Rc::clone(&self.limits));
+        let (stop, activity) = (self.stop.clone(), Rc::clone(&self.activity));
+        monoio::spawn(async move {
+            if let Err(error) = connection(socket, from, &*service, &limits, &stop, &activity).await
+            {
+                tracing::debug!(%error, "connection ended");
+            }
+            activity.leave(from);
+            open.decrement(1);
+        });
     }
 }
 
 async fn connection<S: Service>(
-    socket: std::os::fd::OwnedFd,
+    socket: OwnedFd,
     client: IpAddr,
     service: &S,
     limits: &LimitsConfig,
@@ -289,6 +303,8 @@ async fn connection<S: Service>(
         first = false;
         conn.begin();
         service.prepare(&mut request);
+        // Said in the answer: what comes after it belongs to another process.
+        request.keep_alive &= !stop.is_stopping();
         if request.framing == Framing::None
             && !stop.is_stopping()
             && service.serve_at_once(&mut conn, &request).is_some_and(|answered| !answered.close)

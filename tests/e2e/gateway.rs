@@ -1,7 +1,7 @@
 //! The HTTP server in front of nodes: it does not wait for a slow one, and what it passes on can be followed in
 //! the access logs.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 
@@ -131,4 +131,41 @@ fn answers_from_memory_are_the_same_as_those_before_them() {
     // Replaced: what is in memory is not used any more.
     put(&node.address, "/ann/clip", &bytes(6, 4000)).unwrap();
     assert!(ask("GET /ann/clip HTTP/1.1").body == bytes(6, 4000));
+}
+
+#[test]
+fn a_new_http_server_takes_over_while_the_old_one_finishes_its_viewers() {
+    let base = Base::start();
+    let _node = base.storage(101, "a", "");
+    let old = http(&base, "limits.stop_grace = \"60 s\"");
+    let film = bytes(8, 30_000_000);
+    put(&old.address, "/ann/film", &film).unwrap();
+    // A viewer that has begun, and an idle connection.
+    let mut viewer = TcpStream::connect(&old.address).unwrap();
+    viewer.write_all(b"GET /ann/film HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
+    let mut first = vec![0; 100_000];
+    viewer.read_exact(&mut first).unwrap();
+    let config = format!(
+        "trackers = [\"{}\"]\n[http]\nlisten = \"{}\"\nshards = 1\n",
+        base.tracker.address, old.address
+    );
+    let refused = Role::start("http", base.dir.path(), &config).err().unwrap();
+    assert!(refused.contains("is in use by another server"), "{refused}");
+    let new = Role::start_with("http", &["--take-over"], base.dir.path(), &config).unwrap();
+    signal(old.pid(), rustix::process::Signal::TERM);
+    // The old one answers what reaches it meanwhile, and says that it goes.
+    eventually("connections come to the new one only", || {
+        let mut stream = TcpStream::connect(&new.address).unwrap();
+        stream.write_all(b"GET /ann/film HTTP/1.1\r\nHost: h\r\nRange: bytes=0-9\r\n\r\n").unwrap();
+        let answer = read_answer(&mut stream, false).unwrap();
+        assert!(answer.status == 206 && answer.body == film[..10]);
+        (answer.field("connection") != "close").then_some(())
+    });
+    let mut rest = Vec::new();
+    viewer.read_to_end(&mut rest).unwrap();
+    first.extend_from_slice(&rest);
+    let end = first.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+    assert!(first[end..] == film[..], "every byte, from the one that was to stop");
+    old.wait();
+    assert_eq!(get(&new.address, "/ann/film").unwrap().status, 200);
 }

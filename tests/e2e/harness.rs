@@ -254,12 +254,23 @@ pub struct Role {
 impl Role {
     /// Starts it and waits until it says that it is ready; `Err` is what it said when it ended.
     pub fn start(role: &str, dir: &Path, config: &str) -> Result<Self, String> {
+        Self::start_with(role, &[], dir, config)
+    }
+
+    /// The same with further arguments.
+    pub fn start_with(
+        role: &str,
+        arguments: &[&str],
+        dir: &Path,
+        config: &str,
+    ) -> Result<Self, String> {
         std::fs::create_dir_all(dir).unwrap();
         let path = dir.join(format!("{role}-{}.toml", config.len()));
         std::fs::write(&path, config).unwrap();
         let started = Instant::now();
         let mut child = reel()
             .arg(role)
+            .args(arguments)
             .arg("--config")
             .arg(&path)
             .stdout(Stdio::null())
@@ -299,6 +310,11 @@ impl Role {
 
     pub fn pid(&self) -> i32 {
         self.child.id() as i32
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn wait(mut self) {
+        eventually("it ends", || self.child.try_wait().unwrap());
     }
 
     /// kill -9, and waits.

@@ -361,6 +361,8 @@ pub struct LimitsConfig {
     pub stall_timeout: Span,
     /// Bytes a second, on the average after half a minute, below which a body is given up, in or out; 0 for no limit.
     pub min_rate: ByteSize,
+    /// How long requests in progress may take when the process stops.
+    pub stop_grace: Span,
     /// A request head's bytes.
     pub head_bytes: usize,
     /// Ranges of one request; more are answered with the whole.
@@ -392,6 +394,7 @@ impl Default for LimitsConfig {
             idle_timeout: Span::ms(75_000),
             stall_timeout: Span::ms(60_000),
             min_rate: ByteSize(1024),
+            stop_grace: Span::ms(6_000),
             head_bytes: 16 * 1024,
             ranges: 16,
         }
