@@ -466,9 +466,19 @@ impl Conn {
             turns::take(portion as u64).await;
             match rustix::fs::sendfile(self.fd(), file, Some(&mut at), portion) {
                 Ok(0) => return Err(ConnError::Io(std::io::ErrorKind::UnexpectedEof.into())),
-                Ok(sent) => self.sent += sent as u64,
-                Err(Errno::AGAIN) => self.writable().await?,
-                Err(Errno::INTR) => {}
+                Ok(sent) => {
+                    self.sent += sent as u64;
+                    if sent < portion {
+                        // The socket is full: trying it again would find no room.
+                        turns::give_back(portion as u64, (portion - sent) as u64);
+                        self.writable().await?;
+                    }
+                }
+                Err(Errno::AGAIN) => {
+                    turns::give_back(portion as u64, portion as u64);
+                    self.writable().await?;
+                }
+                Err(Errno::INTR) => turns::give_back(portion as u64, portion as u64),
                 Err(error) => return Err(error.into()),
             }
         }

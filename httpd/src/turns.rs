@@ -44,6 +44,10 @@ impl Turns {
     /// Gives turns to those who wait, in order, as long as the round has bytes.
     fn begin_round(&mut self) {
         self.used = 0;
+        self.grant();
+    }
+
+    fn grant(&mut self) {
         while self.used < ROUND_BYTES
             && let Some((waiter, bytes)) = self.waiting.pop_front()
         {
@@ -85,6 +89,16 @@ pub(crate) async fn take(bytes: u64) {
         Poll::Pending
     })
     .await;
+}
+
+/// Gives back what was not sent of the bytes `taken`: others may send as much in this round.
+pub(crate) fn give_back(taken: u64, unsent: u64) {
+    if taken > SMALL_BYTES && unsent > 0 {
+        TURNS.with_borrow_mut(|turns| {
+            turns.used = turns.used.saturating_sub(unsent);
+            turns.grant();
+        });
+    }
 }
 
 /// The sockets were looked at, and those that became ready were woken: a new round begins.

@@ -33,7 +33,7 @@ impl Disk for RealDisk {
             Mode::ReadDirect => open_direct(OpenOptions::new().read(true), path)?,
             _ => None,
         };
-        Ok(Box::new(RealFile { file, direct }))
+        Ok(Box::new(RealFile { file, direct, reads_direct: mode == Mode::ReadDirect }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -139,6 +139,8 @@ fn open_direct(options: &mut OpenOptions, path: &Path) -> io::Result<Option<File
 struct RealFile {
     file: File,
     direct: Option<File>,
+    /// Whether reads bypass the page cache too; else they fill it, whatever their buffer.
+    reads_direct: bool,
 }
 
 impl RealFile {
@@ -153,7 +155,8 @@ impl RealFile {
 
 impl RawFile for RealFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.descriptor(buffer, offset).read_at(buffer, offset)
+        let file = if self.reads_direct { self.descriptor(buffer, offset) } else { &self.file };
+        file.read_at(buffer, offset)
     }
 
     fn read_resident(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -215,5 +218,32 @@ impl RawFile for RealFile {
 
     fn direct(&self) -> Option<&File> {
         self.direct.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::ReadBuffer;
+
+    #[test]
+    fn only_what_was_opened_for_it_is_read_past_the_page_cache() {
+        const BYTES: usize = 1 << 20;
+        let dir = tempfile::tempdir_in(".").expect("temp folder");
+        let path = dir.path().join("file");
+        let disk = RealDisk;
+        let written = disk.open(&path, Mode::CreateDirect).expect("created");
+        // Aligned: it suits a direct call, which a plain buffer may do too, as its allocator likes.
+        let mut buffer = ReadBuffer::with_capacity(BYTES);
+        assert_eq!(written.write_at(buffer.fill(BYTES), 0).expect("written"), BYTES);
+        written.sync(SyncPoint::SoloPayload).expect("synced");
+        rustix::fs::fadvise(written.std().expect("a file"), 0, None, rustix::fs::Advice::DontNeed)
+            .expect("advised");
+        let past = disk.open(&path, Mode::ReadDirect).expect("opened");
+        assert_eq!(past.read_at(buffer.fill(BYTES), 0).expect("read"), BYTES);
+        let has_direct = past.direct().is_some();
+        assert!(!has_direct || !written.is_resident(0, BYTES as u64));
+        assert_eq!(written.read_at(buffer.fill(BYTES), 0).expect("read"), BYTES);
+        assert!(written.is_resident(0, BYTES as u64), "reading fills the page cache");
     }
 }

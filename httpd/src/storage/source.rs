@@ -245,6 +245,7 @@ impl Source<'_> {
             let end = range.end.min(at + COLD_PORTION);
             turns::take((end - at) * turns::COLD).await;
             let sent = block.with(at, end, |bytes| conn.try_send(bytes))? as u64;
+            turns::give_back((end - at) * turns::COLD, (end - at - sent) * turns::COLD);
             at += sent;
             if at == range.end {
                 return Ok(at);
