@@ -19,7 +19,9 @@ def climb(args, at, path, pid):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         for line in child.stdout:
             if not line.startswith("{"):
-                sys.exit(line)
+                # A server that refuses or closes connections does not hold so many.
+                say(f"    {line.strip()}")
+                break
             step = json.loads(line)
             held = memory_kib(pid)
             say(f"    {line.strip()} memory {(held - before) / step['viewers']:.2f} KiB a connection")

@@ -43,7 +43,8 @@ thread_local! {
 impl Turns {
     /// Gives turns to those who wait, in order, as long as the round has bytes.
     fn begin_round(&mut self) {
-        self.used = 0;
+        // What was taken beyond the last round counts in this one.
+        self.used = self.used.saturating_sub(ROUND_BYTES);
         self.grant();
     }
 
