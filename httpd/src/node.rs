@@ -180,7 +180,13 @@ fn boot() -> u64 {
 }
 
 fn open_access_log(config: &AccessLogConfig) -> Result<Option<Arc<AccessLog>>, RunError> {
-    AccessLog::open(config).map_err(io("open the access log (access_log.file)"))
+    AccessLog::open(config).map_err(|source| {
+        let file = config.file.clone().unwrap_or_default();
+        RunError::Io {
+            what: format!("open the access log {} (access_log.file)", file.display()),
+            source,
+        }
+    })
 }
 
 /// What one shard does for all.
