@@ -215,6 +215,26 @@ http {{
         return master, [int(pid) for pid in children.read_text().split()], port
 
 
+def make_film(path, bytes_):
+    """A large file whose MiBs are all alike."""
+    piece = os.urandom(1 << 20)
+    with open(path, "wb") as out:
+        for _ in range(bytes_ >> 20):
+            out.write(piece)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def upload(path, url):
+    subprocess.run(["curl", "-sS", "-f", "-T", str(path), url], check=True, capture_output=True)
+
+
+def warm(url):
+    """Reads it until it lies in the page cache."""
+    for _ in range(4):
+        subprocess.run(["curl", "-sS", "-f", "-o", "/dev/null", url], check=True)
+
+
 def put(port, path, data):
     request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", data=data, method="PUT")
     request.add_header("Content-Type", "video/mp4")

@@ -44,13 +44,8 @@ def main():
         (root / "hot.mp4").write_bytes(small)
         put(port, "films/hot.mp4", small)
         film = root / "film.mp4"
-        piece = os.urandom(1 << 20)
-        with open(film, "wb") as out:
-            for _ in range(FILM >> 20):
-                out.write(piece)
-            out.flush()
-            os.fsync(out.fileno())
-        subprocess.run(["curl", "-sS", "-f", "-T", str(film), f"http://127.0.0.1:{port}/films/film.mp4"], check=True, capture_output=True)
+        make_film(film, FILM)
+        upload(film, f"http://127.0.0.1:{port}/films/film.mp4")
         segment = largest(bench.dir / "data")
         script = bench.dir / "ranges.lua"
         script.write_text(f"""

@@ -46,11 +46,8 @@ def main():
     with Bench() as bench:
         root = bench.dir / "www"
         root.mkdir()
-        piece = os.urandom(1 << 20)
         film = root / "film.mp4"
-        with open(film, "wb") as out:
-            for _ in range(FILM >> 20):
-                out.write(piece)
+        make_film(film, FILM)
         found = {"reel": [], "nginx": []}
         for round_ in range(1, args.rounds + 1):
             for name in ("nginx", "reel"):
@@ -60,14 +57,12 @@ def main():
                         node, at, _, _ = inner.reel("limits.connections = 20000")
                         pid, path = node.pid, "/films/film.mp4"
                         url = f"http://127.0.0.1:{at}{path}"
-                        subprocess.run(["curl", "-sS", "-f", "-T", str(film), url], check=True, capture_output=True)
+                        upload(film, url)
                     else:
                         _, (pid,), at = inner.nginx(root)
                         path = "/film.mp4"
                         url = f"http://127.0.0.1:{at}{path}"
-                    # Read until it lies in the page cache.
-                    for _ in range(4):
-                        subprocess.run(["curl", "-sS", "-f", "-o", "/dev/null", url], check=True)
+                    warm(url)
                     say(f"  round {round_} {name}")
                     best, memory = climb(args, at, path, pid)
                     found[name].append((best, memory))

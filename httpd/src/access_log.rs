@@ -3,17 +3,16 @@
 //! A shard puts a line into a bounded queue and goes on; when the queue is full the line is dropped and counted. The
 //! file is looked at again every [`LOOK`], so that it may be renamed away (logrotate).
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use reel_control::config::AccessLogConfig;
 use serde::Serialize;
 
@@ -52,8 +51,9 @@ pub(crate) struct Line<'a> {
 /// A process's access log. Dropped last, it writes out what waits.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
-    lines: Mutex<Option<SyncSender<Vec<u8>>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// Taken when it ends: the thread ends with the last sender.
+    lines: Option<SyncSender<Vec<u8>>>,
+    thread: Option<JoinHandle<()>>,
     every: u64,
     dropped: metrics::Counter,
 }
@@ -62,8 +62,7 @@ pub(crate) struct AccessLog {
 #[derive(Debug)]
 pub(crate) struct Scribe {
     log: Arc<AccessLog>,
-    lines: SyncSender<Vec<u8>>,
-    answers: AtomicU64,
+    answers: Cell<u64>,
 }
 
 impl AccessLog {
@@ -76,24 +75,23 @@ impl AccessLog {
             .name("reel-access-log".to_owned())
             .spawn(move || write_lines(&path, file, &waiting))?;
         Ok(Some(Arc::new(Self {
-            lines: Mutex::new(Some(lines)),
-            thread: Mutex::new(Some(thread)),
+            lines: Some(lines),
+            thread: Some(thread),
             every: u64::from(config.every.max(1)),
             dropped: metrics::counter!("reel_access_log_dropped_total"),
         })))
     }
 
     /// A shard's way to it.
-    pub(crate) fn scribe(self: &Arc<Self>) -> Option<Scribe> {
-        let lines = self.lines.lock().clone()?;
-        Some(Scribe { log: Arc::clone(self), lines, answers: AtomicU64::new(0) })
+    pub(crate) fn scribe(self: &Arc<Self>) -> Scribe {
+        Scribe { log: Arc::clone(self), answers: Cell::new(0) }
     }
 }
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
-        self.lines.lock().take();
-        if let Some(thread) = self.thread.lock().take() {
+        self.lines.take();
+        if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
@@ -102,13 +100,13 @@ impl Drop for AccessLog {
 impl Scribe {
     /// Writes a line down, if this answer is among those that are logged: every so-many-th, and all that failed.
     pub(crate) fn note(&self, line: &Line<'_>) {
-        let count = self.answers.fetch_add(1, Ordering::Relaxed);
+        let count = self.answers.replace(self.answers.get() + 1);
         if line.status < 400 && !count.is_multiple_of(self.log.every) {
             return;
         }
         let Ok(mut text) = serde_json::to_vec(line) else { return };
         text.push(b'\n');
-        if self.lines.try_send(text).is_err() {
+        if self.log.lines.as_ref().is_none_or(|lines| lines.try_send(text).is_err()) {
             self.log.dropped.increment(1);
         }
     }
@@ -180,7 +178,7 @@ mod tests {
         let file = dir.path().join("access.log");
         let config = AccessLogConfig { file: Some(file.clone()), every: 10 };
         let log = AccessLog::open(&config).expect("opens").expect("configured");
-        let scribe = log.scribe().expect("open");
+        let scribe = log.scribe();
         for at in 0..100 {
             scribe.note(&line(200, &format!("/ok/\"{at}")));
             scribe.note(&line(404, "/no"));

@@ -200,7 +200,15 @@ pub(crate) async fn run<S: Service>(
             }
         }
     });
-    let door = Door { service, limits, stop, activity };
+    let door = Door {
+        service,
+        limits,
+        stop,
+        activity,
+        open: metrics::gauge!("reel_connections"),
+        refused: metrics::counter!("reel_connections_refused_total", "reason" => "per_address"),
+        failed: metrics::counter!("reel_accept_errors_total"),
+    };
     monoio::select! {
         () = door.accept_all(&listener) => {}
         () = door.stop.stopped() => {}
@@ -231,12 +239,14 @@ struct Door<S> {
     limits: Rc<LimitsConfig>,
     stop: Stop,
     activity: Rc<Activity>,
+    open: metrics::Gauge,
+    refused: metrics::Counter,
+    failed: metrics::Counter,
 }
 
 impl<S: Service> Door<S> {
     /// Accepts and serves. For ever.
     async fn accept_all(&self, listener: &monoio::net::TcpListener) {
-        let failed = metrics::counter!("reel_accept_errors_total");
         loop {
             if self.activity.connections.get() >= self.limits.connections {
                 monoio::time::sleep(ACCEPT_PAUSE).await;
@@ -245,7 +255,7 @@ impl<S: Service> Door<S> {
             match listener.accept().await {
                 Ok((stream, from)) => self.admit(reactor::owned(stream), from.ip()),
                 Err(error) => {
-                    failed.increment(1);
+                    self.failed.increment(1);
                     tracing::warn!(%error, "accept failed; pausing");
                     monoio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -256,11 +266,10 @@ impl<S: Service> Door<S> {
     /// Serves a connection, if its address may have one more.
     fn admit(&self, socket: OwnedFd, from: IpAddr) {
         if !self.activity.enter(from, self.limits.per_address) {
-            metrics::counter!("reel_connections_refused_total", "reason" => "per_address")
-                .increment(1);
+            self.refused.increment(1);
             return;
         }
-        let open = metrics::gauge!("reel_connections");
+        let open = self.open.clone();
         open.increment(1);
         let (service, limits) = (Rc::clone(&self.service), Rc::clone(&self.limits));
         let (stop, activity) = (self.stop.clone(), Rc::clone(&self.activity));

@@ -1,7 +1,7 @@
 //! What a shard counts of its requests. Counting is an addition in the shard's own memory; every
 //! [`FLUSH`] the sums go to the process's metrics.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,13 +18,36 @@ pub(crate) const FLUSH: Duration = Duration::from_millis(200);
 const METHODS: [Method; 6] =
     [Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options, Method::Other];
 
+/// A count in the shard's own memory.
+#[derive(Debug)]
+pub(crate) struct Count {
+    count: Cell<u64>,
+    total: metrics::Counter,
+}
+
+impl Count {
+    /// Flushed into `total`.
+    pub(crate) fn of(total: metrics::Counter) -> Self {
+        Self { count: Cell::new(0), total }
+    }
+
+    pub(crate) fn add(&self, count: u64) {
+        self.count.set(self.count.get() + count);
+    }
+
+    /// Adds what was counted to the process's metric.
+    pub(crate) fn flush(&self) {
+        self.total.increment(self.count.take());
+    }
+}
+
 /// Requests by method and status, bytes and latency, and the access log: what every service says of its answers.
 #[derive(Debug)]
 pub(crate) struct RequestMetrics {
     scribe: Option<Scribe>,
     counted: RefCell<Counted>,
     latency: [Arc<Latency>; METHODS.len()],
-    sent: metrics::Counter,
+    sent: Count,
     counters: RefCell<HashMap<(usize, u16), metrics::Counter>>,
 }
 
@@ -33,17 +56,16 @@ struct Counted {
     times: [Times; METHODS.len()],
     /// Answers by method and status; few, the first the most.
     answers: Vec<(usize, u16, u64)>,
-    sent: u64,
 }
 
 impl RequestMetrics {
     pub(crate) fn new(log: Option<&Arc<AccessLog>>) -> Self {
         Self {
-            scribe: log.and_then(AccessLog::scribe),
+            scribe: log.map(AccessLog::scribe),
             counted: RefCell::default(),
             latency: METHODS
                 .map(|method| latency("reel_request_seconds", ("method", method.name()))),
-            sent: metrics::counter!("reel_sent_bytes_total"),
+            sent: Count::of(metrics::counter!("reel_sent_bytes_total")),
             counters: RefCell::default(),
         }
     }
@@ -74,7 +96,7 @@ impl RequestMetrics {
         let index = METHODS.iter().position(|known| *known == request.method).unwrap_or(0);
         let counted = &mut *self.counted.borrow_mut();
         counted.times[index].count(took);
-        counted.sent += sent;
+        self.sent.add(sent);
         let known = counted.answers.iter_mut().find(|known| (known.0, known.1) == (index, status));
         match known {
             Some(known) => known.2 += 1,
@@ -88,7 +110,7 @@ impl RequestMetrics {
         for (latency, times) in self.latency.iter().zip(&counted.times) {
             latency.add(times);
         }
-        self.sent.increment(counted.sent);
+        self.sent.flush();
         let mut counters = self.counters.borrow_mut();
         for (index, status, count) in counted.answers {
             let counter = counters.entry((index, status)).or_insert_with(|| {

@@ -25,7 +25,18 @@ const PROBE: Duration = Duration::from_millis(250);
 type Answer<T> = oneshot::Sender<Result<T>>;
 
 enum Read {
-    Lookup { user: String, name: String, answer: Answer<Option<Row>> },
+    /// Goes together with others that wait.
+    Lookup(Lookup),
+    Other(Other),
+}
+
+struct Lookup {
+    user: String,
+    name: String,
+    answer: Answer<Option<Row>>,
+}
+
+enum Other {
     RowsOf { files: Vec<(String, String)>, answer: Answer<Vec<Option<Row>>> },
     Rows { after: (String, String), limit: u32, answer: Answer<Vec<Row>> },
     List { user: String, prefix: String, after: String, limit: u32, answer: Answer<Vec<Row>> },
@@ -74,21 +85,22 @@ impl CatalogHandle {
     /// [`Catalog::lookup`].
     pub async fn lookup(&self, user: &str, name: &str) -> Result<Option<Row>> {
         let (answer, answered) = oneshot::channel();
-        send(&self.reads, Read::Lookup { user: user.to_owned(), name: name.to_owned(), answer })?;
+        let lookup = Lookup { user: user.to_owned(), name: name.to_owned(), answer };
+        send(&self.reads, Read::Lookup(lookup))?;
         receive(answered).await
     }
 
     /// [`Catalog::rows_of`].
     pub async fn rows_of(&self, files: Vec<(String, String)>) -> Result<Vec<Option<Row>>> {
         let (answer, answered) = oneshot::channel();
-        send(&self.reads, Read::RowsOf { files, answer })?;
+        send(&self.reads, Read::Other(Other::RowsOf { files, answer }))?;
         receive(answered).await
     }
 
     /// [`Catalog::rows`].
     pub async fn rows(&self, after: (String, String), limit: u32) -> Result<Vec<Row>> {
         let (answer, answered) = oneshot::channel();
-        send(&self.reads, Read::Rows { after, limit, answer })?;
+        send(&self.reads, Read::Other(Other::Rows { after, limit, answer }))?;
         receive(answered).await
     }
 
@@ -101,14 +113,14 @@ impl CatalogHandle {
         limit: u32,
     ) -> Result<Vec<Row>> {
         let (answer, answered) = oneshot::channel();
-        send(&self.reads, Read::List { user, prefix, after, limit, answer })?;
+        send(&self.reads, Read::Other(Other::List { user, prefix, after, limit, answer }))?;
         receive(answered).await
     }
 
     /// [`Catalog::settle_user`].
     pub async fn settle_user(&self, user: String, proposed: u32) -> Result<u32> {
         let (answer, answered) = oneshot::channel();
-        send(&self.reads, Read::Settle { user, proposed, answer })?;
+        send(&self.reads, Read::Other(Other::Settle { user, proposed, answer }))?;
         receive(answered).await
     }
 }
@@ -279,14 +291,14 @@ struct Names {
 
 impl Names {
     /// Adds a look-up; gives anything else back.
-    fn add(&mut self, request: Read) -> Option<Read> {
+    fn add(&mut self, request: Read) -> Option<Other> {
         match request {
-            Read::Lookup { user, name, answer } => {
+            Read::Lookup(Lookup { user, name, answer }) => {
                 self.files.push((user, name));
                 self.answers.push(answer);
                 None
             }
-            other => Some(other),
+            Read::Other(other) => Some(other),
         }
     }
 
@@ -326,24 +338,21 @@ async fn opened(open: &RwLock<Option<Catalog>>) -> Option<Catalog> {
 }
 
 /// Answers one look-up; false when the catalog was not reached.
-async fn read(catalog: &Catalog, request: Read) -> bool {
+async fn read(catalog: &Catalog, request: Other) -> bool {
     fn answer<T>(to: Answer<T>, result: Result<T>) -> bool {
         let reached = result.is_ok();
         let _ = to.send(result);
         reached
     }
     match request {
-        Read::Lookup { user, name, answer: to } => {
-            answer(to, timed(catalog.lookup(&user, &name)).await)
-        }
-        Read::RowsOf { files, answer: to } => answer(to, timed(catalog.rows_of(&files)).await),
-        Read::Rows { after: (user, name), limit, answer: to } => {
+        Other::RowsOf { files, answer: to } => answer(to, timed(catalog.rows_of(&files)).await),
+        Other::Rows { after: (user, name), limit, answer: to } => {
             answer(to, timed(catalog.rows((&user, &name), limit)).await)
         }
-        Read::List { user, prefix, after, limit, answer: to } => {
+        Other::List { user, prefix, after, limit, answer: to } => {
             answer(to, timed(catalog.list(&user, &prefix, &after, limit)).await)
         }
-        Read::Settle { user, proposed, answer: to } => {
+        Other::Settle { user, proposed, answer: to } => {
             answer(to, timed(catalog.settle_user(&user, proposed)).await)
         }
     }
@@ -352,11 +361,11 @@ async fn read(catalog: &Catalog, request: Read) -> bool {
 fn refuse(request: Read) {
     let error = CatalogError::Away("it has not been reached yet".to_owned());
     match request {
-        Read::Lookup { answer, .. } => drop(answer.send(Err(error))),
-        Read::RowsOf { answer, .. } => drop(answer.send(Err(error))),
-        Read::Rows { answer, .. } => drop(answer.send(Err(error))),
-        Read::List { answer, .. } => drop(answer.send(Err(error))),
-        Read::Settle { answer, .. } => drop(answer.send(Err(error))),
+        Read::Lookup(Lookup { answer, .. }) => drop(answer.send(Err(error))),
+        Read::Other(Other::RowsOf { answer, .. }) => drop(answer.send(Err(error))),
+        Read::Other(Other::Rows { answer, .. }) => drop(answer.send(Err(error))),
+        Read::Other(Other::List { answer, .. }) => drop(answer.send(Err(error))),
+        Read::Other(Other::Settle { answer, .. }) => drop(answer.send(Err(error))),
     }
 }
 

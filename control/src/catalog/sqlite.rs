@@ -8,8 +8,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteRow, SqliteSynchronous,
 };
 use sqlx::{AssertSqlSafe, Row as _, Sqlite as Database, Transaction};
 
@@ -31,6 +31,8 @@ const FOLD_BYTES: u64 = 8 << 20;
 /// Pages of the log (4 KiB each) at which a commit folds what is left itself, so that the log begins anew: while
 /// commits go on, folding beside them never comes to its end.
 const LOG_PAGES: &str = "32768";
+/// The columns of a row, as [`row_of`] reads them.
+const ROW: &str = "user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node";
 /// Tries of the migration: several processes may start at once.
 const MIGRATION_TRIES: u32 = 20;
 
@@ -127,19 +129,10 @@ impl Sqlite {
 
     /// The rows of names, each name once; those there are, in any order.
     pub(super) async fn rows_of(&self, keys: &[(&str, &str)]) -> Result<Vec<Row>> {
+        let mut connection = self.readers.acquire().await.map_err(away)?;
         let mut rows = Vec::with_capacity(keys.len());
         for piece in pieces(keys) {
-            let mut sql = String::from(
-                "SELECT user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files \
-                 WHERE (user, name) IN (VALUES ",
-            );
-            sql.push_str(&vec!["(?,?)"; piece.len()].join(","));
-            sql.push(')');
-            let mut query = sqlx::query(AssertSqlSafe(sql));
-            for (user, name) in &piece {
-                query = query.bind(*user).bind(*name);
-            }
-            for row in query.fetch_all(&self.readers).await.map_err(away)? {
+            for row in select(&mut connection, ROW, &piece).await? {
                 rows.push(row_of(&row).map_err(away)?);
             }
         }
@@ -222,22 +215,28 @@ fn pieces<T: Clone>(items: &[T]) -> impl Iterator<Item = Vec<T>> {
     })
 }
 
+/// Columns of these names.
+async fn select(
+    connection: &mut SqliteConnection,
+    columns: &str,
+    piece: &[(&str, &str)],
+) -> Result<Vec<SqliteRow>> {
+    let values = vec!["(?,?)"; piece.len()].join(",");
+    let sql = format!("SELECT {columns} FROM files WHERE (user, name) IN (VALUES {values})");
+    let mut query = sqlx::query(AssertSqlSafe(sql));
+    for (user, name) in piece {
+        query = query.bind(*user).bind(*name);
+    }
+    query.fetch_all(connection).await.map_err(away)
+}
+
 async fn present<'a>(
     transaction: &mut Transaction<'_, Database>,
     keys: &[(&'a str, &'a str)],
 ) -> Result<Presence<'a>> {
     let mut present = Presence::new();
     for piece in pieces(keys) {
-        let mut sql = String::from(
-            "SELECT user, name, object, hlc, node FROM files WHERE (user, name) IN (VALUES ",
-        );
-        sql.push_str(&vec!["(?,?)"; piece.len()].join(","));
-        sql.push(')');
-        let mut query = sqlx::query(AssertSqlSafe(sql));
-        for (user, name) in &piece {
-            query = query.bind(*user).bind(*name);
-        }
-        for row in query.fetch_all(&mut **transaction).await.map_err(away)? {
+        for row in select(transaction, "user, name, object, hlc, node", &piece).await? {
             let read = || -> Result<_, sqlx::Error> {
                 let key = keys.binary_search(&(row.try_get(0)?, row.try_get(1)?));
                 let stamp = Stamp {

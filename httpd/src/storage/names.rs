@@ -17,6 +17,7 @@ use reel_control::catalog::Row;
 use reel_control::config::{CacheRule, StorageConfig};
 
 use crate::http::response::Head;
+use crate::tally::Count;
 
 /// Stripes of the epoch table. Two names of one stripe cost each other a look-up when one changes.
 const STRIPES: usize = 1 << 16;
@@ -140,29 +141,8 @@ pub(crate) struct NameCache {
     half: usize,
     age: Duration,
     rules: Vec<CacheRule>,
-    hits: Tally,
-    misses: Tally,
-}
-
-/// A count that goes to the process's metrics now and then.
-struct Tally {
-    count: Cell<u64>,
-    total: metrics::Counter,
-}
-
-impl Tally {
-    fn new(result: &'static str) -> Self {
-        let total = metrics::counter!("reel_name_cache_total", "result" => result);
-        Self { count: Cell::new(0), total }
-    }
-
-    fn add_one(&self) {
-        self.count.set(self.count.get() + 1);
-    }
-
-    fn flush(&self) {
-        self.total.increment(self.count.take());
-    }
+    hits: Count,
+    misses: Count,
 }
 
 fn key(user: &str, name: &str) -> String {
@@ -189,8 +169,8 @@ impl NameCache {
             old: RefCell::default(),
             half: (limit / 2).max(1),
             age,
-            hits: Tally::new("hit"),
-            misses: Tally::new("miss"),
+            hits: Count::of(metrics::counter!("reel_name_cache_total", "result" => "hit")),
+            misses: Count::of(metrics::counter!("reel_name_cache_total", "result" => "miss")),
         }
     }
 
@@ -210,7 +190,7 @@ impl NameCache {
         if entry.epoch != epoch || aged {
             return None;
         }
-        self.hits.add_one();
+        self.hits.add(1);
         Some(Rc::clone(&entry.file))
     }
 
@@ -226,16 +206,16 @@ impl NameCache {
                     entry
                 }
                 None => {
-                    self.misses.add_one();
+                    self.misses.add(1);
                     return Remembered::Unknown;
                 }
             },
         };
         if entry.epoch != epoch {
-            self.misses.add_one();
+            self.misses.add(1);
             return Remembered::Stale(entry.file);
         }
-        self.hits.add_one();
+        self.hits.add(1);
         if entry.asked.elapsed() > self.age && !entry.asking.replace(true) {
             return Remembered::Aged(entry.file);
         }
