@@ -3,6 +3,7 @@
 //! These machines are shared: an absolute figure is worth little. What counts is the ratio, from
 //! alternating rounds, with its spread.
 
+mod bare;
 mod cluster;
 mod durable_puts;
 mod engine;
@@ -27,6 +28,8 @@ enum Command {
     DurablePuts(durable_puts::Args),
     /// Viewers that each ask for a piece every two seconds, more and more, until the first stalls
     Viewers(viewers::Args),
+    /// What the kernel alone asks for a small answer: one epoll, one read, one send from memory
+    Bare(bare::Args),
     /// What the disk does without us: one appended write + fdatasync each, a second
     Floor(floor::Args),
     /// A large file up and down beside the storage node's anonymous memory
@@ -45,6 +48,7 @@ fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::DurablePuts(args) => durable_puts::run(&args),
         Command::Viewers(args) => viewers::run(&args),
+        Command::Bare(args) => bare::run(&args),
         Command::Floor(args) => floor::run(&args),
         Command::Large(args) => large::run(&args),
         Command::EnginePuts(args) => engine::run_puts(&args),

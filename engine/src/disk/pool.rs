@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 /// Calls that may wait for a disk thread; one more is answered with [`Error::Busy`].
 const QUEUE: usize = 4096;
 
+/// The niceness of what nobody waits for (setpriority(2)).
+const LOWEST: i32 = 19;
+
 /// A call to be made.
 pub type Call = Box<dyn FnOnce() + Send>;
 
@@ -50,6 +53,20 @@ impl DiskPool {
                 .name(format!("reel-disk-{index}"))
                 .spawn(move || work(&waiting))?;
         }
+        Ok(Self::Threads(calls))
+    }
+
+    /// Starts one thread `reel-behind` for calls that nobody waits for. It runs at the lowest priority, so that
+    /// it takes no turn from a shard on the same core.
+    pub fn start_behind() -> std::io::Result<Self> {
+        let (calls, waiting) = sync_channel::<Call>(QUEUE);
+        std::thread::Builder::new().name("reel-behind".to_owned()).spawn(move || {
+            // On Linux the priority is a thread's own; 0 is the caller. It may be lowered by anyone.
+            if let Err(error) = rustix::process::setpriority_process(None, LOWEST) {
+                tracing::warn!(%error, "work behind the scenes keeps its priority");
+            }
+            work(&Mutex::new(waiting));
+        })?;
         Ok(Self::Threads(calls))
     }
 

@@ -145,6 +145,7 @@ pub struct Store {
     superblock: Superblock,
     clock: Clock,
     pool: DiskPool,
+    behind: DiskPool,
     handles: Handles,
     /// Every segment, and the folder it lies in.
     known: RwLock<BTreeMap<SegmentNumber, u16>>,
@@ -209,14 +210,16 @@ impl Store {
         let (Some(superblock), Some(first)) = (superblock, folders.first()) else {
             return Err(failure.unwrap_or(Error::NoFolder("none is configured".to_owned())));
         };
-        let pool = match &options.pool {
-            Some(pool) => pool.clone(),
+        let (pool, behind) = match &options.pool {
+            Some(pool) => (pool.clone(), pool.clone()),
             None => DiskPool::start(DISK_THREADS)
+                .and_then(|pool| Ok((pool, DiskPool::start_behind()?)))
                 .map_err(|error| Error::io("start disk threads for", &first.path, error))?,
         };
         let store = Arc::new(Self {
             clock: Clock::new(options.node, first.volume.clone()),
             pool,
+            behind,
             handles: Handles::new(options.open_segments),
             known: RwLock::new(known),
             marked: Mutex::default(),
@@ -252,6 +255,11 @@ impl Store {
     /// The threads for blocking file calls.
     pub fn pool(&self) -> &DiskPool {
         &self.pool
+    }
+
+    /// The thread for calls that nobody waits for, at the lowest priority.
+    pub fn behind(&self) -> &DiskPool {
+        &self.behind
     }
 
     /// Rises whenever a segment grew, was sealed or came to be.

@@ -28,8 +28,8 @@ use pool::{Lent, Pool};
 const READERS: usize = 256;
 /// Between looks for files that were removed.
 const TIDY: Duration = Duration::from_secs(1);
-/// Places that may be on their way into the page cache.
-const BRINGING_IN: u32 = 4;
+/// Places of a shard that may be on their way into the page cache: one being read, one to go on with.
+const BRINGING_IN: u32 = 2;
 /// Bytes of a buffer: a block, and the rest of the pages it begins and ends in.
 const BUFFER_BYTES: usize = BLOCK_BYTES as usize + 2 * DIRECT_ALIGN;
 /// Buffers of a shard at the least.
@@ -267,7 +267,7 @@ impl Cold {
         let range = start..located.length.min(start + PLACE_BYTES);
         let (segment, located) = (Arc::clone(segment), *located);
         let bringing_in = Rc::clone(&self.bringing_in);
-        let job = self.store.pool().run(move || read::bring_in(&segment, slot, &located, range));
+        let job = self.store.behind().run(move || read::bring_in(&segment, slot, &located, range));
         monoio::spawn(async move {
             if let Err(error) = job.await {
                 tracing::debug!(%error, "not brought into the page cache");
