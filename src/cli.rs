@@ -70,6 +70,10 @@ pub enum Command {
     Groups(ClientOptions),
     /// Lists the storage nodes
     Nodes(ClientOptions),
+    /// The cluster on one screen: groups, nodes, and what is wrong with them
+    ///
+    /// Exit codes: 0 all is well, 1 something is wrong (each problem is said, the worst first, with what to do).
+    Status(ClientOptions),
     /// Prints a completion script for a shell
     Completions(CompletionsArgs),
     /// Prints the man page
@@ -86,7 +90,9 @@ impl Command {
             Self::Rm(args) => Some(args.client.clone()),
             Self::Ls(args) => Some(args.client.clone()),
             Self::Import(args) => Some(args.client.clone()),
-            Self::Groups(options) | Self::Nodes(options) => Some(options.clone()),
+            Self::Groups(options) | Self::Nodes(options) | Self::Status(options) => {
+                Some(options.clone())
+            }
             _ => None,
         }
     }
@@ -190,6 +196,43 @@ pub enum ConfigAction {
         /// The role
         role: Role,
     },
+    /// Prints Keepalived's configuration for one of the machines that share an address
+    Keepalived(KeepalivedArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct KeepalivedArgs {
+    /// What listens behind the address
+    #[arg(long)]
+    pub role: SharedRole,
+    /// The shared address, with its prefix length
+    #[arg(long, value_name = "IP/LEN")]
+    pub address: String,
+    /// The port that is asked for /-/health
+    #[arg(long, value_name = "PORT")]
+    pub port: u16,
+    /// The network interface that gets the address
+    #[arg(long, value_name = "NAME")]
+    pub interface: String,
+    /// This machine's own address
+    #[arg(long, value_name = "IP")]
+    pub own: std::net::IpAddr,
+    /// The others' own addresses
+    #[arg(long = "peer", required = true, value_name = "IP")]
+    pub peers: Vec<std::net::IpAddr>,
+    /// The highest one that is well has the address; no two machines have the same
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=254))]
+    pub priority: u8,
+    /// Unique among the shared addresses of a network; 51 for http and 52 for tracker when left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=255))]
+    pub router_id: Option<u8>,
+}
+
+/// Roles that may share an address.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SharedRole {
+    Http,
+    Tracker,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -2,8 +2,14 @@
 
 use reel_control::config::{Config, example};
 
-use crate::cli::{ConfigAction, ConfigArgs, Role};
+use crate::cli::{ConfigAction, ConfigArgs, KeepalivedArgs, Role};
+use crate::keepalived;
 use crate::output::{Failure, say};
+
+fn say_config(args: &KeepalivedArgs) -> Result<(), Failure> {
+    let text = keepalived::config(args).map_err(Failure::usage)?;
+    crate::man::print(text.as_bytes())
+}
 
 pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
     match &args.action {
@@ -26,6 +32,7 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
             say(format_args!("{}: good, for {}", file.display(), roles.join(", ")));
             Ok(())
         }
+        ConfigAction::Keepalived(args) => say_config(args),
         ConfigAction::Example { role } => {
             let name = match role {
                 Role::Tracker => "tracker",

@@ -7,6 +7,7 @@ mod fsck;
 mod get;
 mod groups;
 mod import;
+mod keepalived;
 mod ls;
 mod man;
 mod nodes;
@@ -16,6 +17,7 @@ mod rebuild_catalog;
 mod rm;
 mod roles;
 mod stat;
+mod status;
 mod up;
 mod url;
 
@@ -74,6 +76,7 @@ fn run_client(command: Command) -> Result<(), Failure> {
             Command::Import(args) => import::run(&client, args, json).await,
             Command::Url(args) => url::run(&client, &args, json).await,
             Command::Groups(_) => groups::run(&client, json).await,
+            Command::Status(_) => status::run(&client, json).await,
             Command::Nodes(_) => nodes::run(&client, json).await,
             _ => Ok(()),
         }

@@ -14,4 +14,5 @@ pub mod metrics;
 pub mod names;
 pub mod placement;
 pub mod serve;
+pub mod status;
 pub mod tracker;

@@ -28,6 +28,11 @@ impl Refusal {
         Self { status, error, message: message.into() }
     }
 
+    /// Whether a later try may do better.
+    pub fn is_passing(&self) -> bool {
+        self.status.is_server_error()
+    }
+
     /// A request that names another cluster.
     pub fn wrong_cluster(ours: &str, theirs: &str) -> Self {
         let message = format!(

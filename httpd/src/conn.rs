@@ -121,6 +121,11 @@ impl Conn {
         Self { client, min_rate, ..self }
     }
 
+    /// From now on a body may go so long without progress.
+    pub(crate) fn stall_after(&mut self, stall: Duration) {
+        self.stall = stall;
+    }
+
     /// Takes a place among the connections to a node.
     pub(crate) fn in_slot(self, slot: Slot) -> Self {
         Self { _slot: Some(slot), ..self }

@@ -16,11 +16,13 @@ use reel_engine::{Recovery, SegmentNumber, Store, StoreOptions};
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
-use crate::gateway::{Gateway, GatewayShard, LastAnswers};
+use crate::gateway::{Gateway, GatewayShard};
 use crate::replicate::run_followers;
 use crate::shard::{self, Stop};
 use crate::side::Side;
-use crate::storage::{Acks, Epochs, Node, StorageShard, offer_again, repair_damaged, run_sweeps};
+use crate::storage::{
+    Acks, Epochs, Following, Node, StorageShard, offer_again, repair_damaged, run_sweeps,
+};
 
 /// Damaged objects that wait to be fetched from a peer; the next scrub finds those beyond again.
 const REPAIRS: usize = 1024;
@@ -143,6 +145,7 @@ pub fn run_storage(
     let node = Arc::new(Node {
         epochs: Epochs::new(),
         acks: Acks::default(),
+        following: Following::new(),
         access_log,
         boot,
         config,
@@ -379,7 +382,7 @@ pub fn run_gateway(
         config,
         trackers: Trackers::new(common.trackers, Duration::from_secs(2)),
         side: side.handle().clone(),
-        last: LastAnswers::default(),
+        last: Arc::default(),
         reachable: AtomicBool::new(false),
     });
     side.handle().spawn(watch_reach(Arc::clone(&gateway)));

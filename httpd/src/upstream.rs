@@ -16,8 +16,8 @@ use crate::http::request::Framing;
 const CONNECT: Duration = Duration::from_millis(1500);
 /// How long a node may take to begin its answer.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
-/// How long a body may stand still.
-const STALL: Duration = Duration::from_secs(10);
+/// How long a body may stand still when nobody else has it.
+pub(crate) const STALL: Duration = Duration::from_secs(10);
 /// A response head's bytes.
 const HEAD_BYTES: usize = 16 * 1024;
 /// Header fields of a response.
@@ -68,6 +68,11 @@ impl Response {
             .iter()
             .find(|(known, _)| known.eq_ignore_ascii_case(name))
             .map(|(_, value)| value.as_str())
+    }
+
+    /// The node.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Bytes of body that are still to come.
@@ -191,10 +196,11 @@ impl Upstreams {
     }
 
     /// Gives a connection back whose response was read to its end.
-    pub(crate) fn give_back(&self, response: Response) {
+    pub(crate) fn give_back(&self, mut response: Response) {
         if !response.keep_alive || !response.conn.body.is_done() {
             return;
         }
+        response.conn.stall_after(STALL);
         let mut idle = self.idle.borrow_mut();
         let kept = idle.entry(response.address).or_default();
         if kept.len() < self.keep {

@@ -16,6 +16,7 @@ pub use transfer::{Progress, Source};
 
 use crate::api::{Address, Addresses, FileView, Files, Groups, Nodes, Purpose};
 use crate::names;
+use crate::status::Told;
 
 /// How long a tracker may take to answer.
 const TRACKER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -52,6 +53,12 @@ impl Client {
     /// All nodes, as a tracker sees them.
     pub async fn nodes(&self) -> Result<Nodes, ClientError> {
         self.trackers.get("/-/v1/nodes?detail=1").await
+    }
+
+    /// All nodes as each tracker sees them.
+    pub async fn nodes_of_each(&self) -> Vec<Told> {
+        let asked = self.trackers.each::<Nodes>("/-/v1/nodes?detail=1").await;
+        asked.into_iter().map(|(tracker, nodes)| Told { tracker, nodes }).collect()
     }
 
     /// All groups.

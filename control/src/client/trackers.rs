@@ -5,8 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
 
 use super::error::{ClientError, checked};
+
+/// How long a tracker may be silent before the next one is asked beside it.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Every tracker, and which one answered last. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -27,28 +31,76 @@ impl Trackers {
         Self { http: http_client(timeout), addresses: Arc::new(addresses), last: Arc::default() }
     }
 
-    /// `GET path` at the tracker that answered last, then at the others. An answer below 500 is
-    /// final; 503 is, when all say so.
+    /// `GET path` at the tracker that answered last, then at the others: the next one is asked when one fails,
+    /// and beside it when it has not answered after [`PATIENCE`]. An answer below 500 is final; 503 is, when all
+    /// say so.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let count = self.addresses.len();
         let first = self.last.load(Ordering::Relaxed);
+        let mut others = (0..count).map(|at| (first + at) % count);
+        // Those that are still asked when an answer has come are dropped with it.
+        let mut asked = JoinSet::new();
         let mut last = ClientError::Nobody("tracker");
-        for at in 0..count {
-            let index = (first + at) % count;
-            let tracker = &self.addresses[index];
-            let response = self.http.get(format!("http://{tracker}{path}")).send().await;
-            match checked(response, tracker).await {
+        loop {
+            if let Some(index) = others.next() {
+                asked.spawn(self.clone().ask(index, path.to_owned()));
+            } else if asked.is_empty() {
+                return Err(last);
+            }
+            let answered = match tokio::time::timeout(PATIENCE, asked.join_next()).await {
+                Ok(Some(Ok(answered))) => answered,
+                // Nothing yet; or, nobody is asked any more.
+                Err(_) | Ok(_) => continue,
+            };
+            let (index, answered) = answered;
+            match answered {
                 Ok(response) => {
                     self.last.store(index, Ordering::Relaxed);
                     match response.json().await {
                         Ok(body) => return Ok(body),
-                        Err(error) => last = ClientError::answer(tracker, &error),
+                        Err(error) => last = ClientError::answer(&self.addresses[index], &error),
                     }
                 }
                 Err(error) if error.is_passing() => last = error,
                 Err(error) => return Err(error),
             }
         }
-        Err(last)
+    }
+
+    /// `GET path` at every tracker.
+    pub async fn each<T: DeserializeOwned + Send + 'static>(
+        &self,
+        path: &str,
+    ) -> Vec<(String, Result<T, ClientError>)> {
+        let mut answers = Vec::new();
+        for index in 0..self.addresses.len() {
+            let (trackers, path) = (self.clone(), path.to_owned());
+            answers.push(tokio::spawn(async move {
+                let tracker = trackers.addresses[index].clone();
+                let answer = match trackers.ask(index, path).await.1 {
+                    Ok(response) => {
+                        response.json().await.map_err(|error| ClientError::answer(&tracker, &error))
+                    }
+                    Err(error) => Err(error),
+                };
+                (tracker, answer)
+            }));
+        }
+        let mut told = Vec::with_capacity(answers.len());
+        for answer in answers {
+            // Only a panic would take one away.
+            told.extend(answer.await.ok());
+        }
+        told
+    }
+
+    async fn ask(
+        self,
+        index: usize,
+        path: String,
+    ) -> (usize, Result<reqwest::Response, ClientError>) {
+        let tracker = &self.addresses[index];
+        let response = self.http.get(format!("http://{tracker}{path}")).send().await;
+        (index, checked(response, tracker).await)
     }
 }

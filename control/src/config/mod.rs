@@ -131,6 +131,17 @@ impl<'de> Deserialize<'de> for Ack {
     }
 }
 
+/// What becomes of an upload when fewer nodes are alive than `ack` asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AckDegraded {
+    /// It is refused with 503 before its body is read.
+    #[default]
+    Refuse,
+    /// It is taken, held by those that are alive, and the answer says so (`Reel-Degraded`).
+    Warn,
+}
+
 /// How a group's nodes are kept equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -164,6 +175,9 @@ pub struct StorageConfig {
     /// How many nodes must hold an upload before it is answered.
     #[serde(default = "default_ack")]
     pub ack: Ack,
+    /// What becomes of an upload when fewer are alive.
+    #[serde(default)]
+    pub ack_degraded: AckDegraded,
     /// Bytes after which a packed segment is sealed.
     #[serde(default = "default_segment")]
     pub segment_bytes: ByteSize,
@@ -334,6 +348,10 @@ pub struct HttpConfig {
     /// A second node is asked when the first has not begun its answer after so long; 0 for never.
     #[serde(default = "default_hedge_after")]
     pub hedge_after: Span,
+    /// A node that is silent for so long, before its answer or in the middle of it, is passed by for a while, and
+    /// another one goes on.
+    #[serde(default = "default_silent_after")]
+    pub silent_after: Span,
     /// Limits of connections.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -474,6 +492,10 @@ fn default_per_node() -> usize {
 
 fn default_hedge_after() -> Span {
     Span::ms(100)
+}
+
+fn default_silent_after() -> Span {
+    Span::ms(500)
 }
 
 impl Config {

@@ -5,6 +5,7 @@
 
 mod server;
 mod state;
+mod users;
 
 pub use server::router;
 pub use state::{BEATS_UNTIL_OFFLINE, JoinError, Registry};

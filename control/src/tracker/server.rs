@@ -12,17 +12,22 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::state::Registry;
+use super::users::Users;
 use crate::api::{Address, Addresses, Beat, BeatAnswer, Groups, Nodes, Purpose};
 use crate::catalog::{Catalog, CatalogError};
 use crate::names;
 use crate::placement;
 use crate::serve::{Refusal, base_router};
 
+/// How long a question may wait for the catalog; then the last answer stands.
+const CATALOG_WAIT: Duration = Duration::from_millis(1500);
+
 struct Tracker {
     cluster: String,
     beat: Duration,
     started: Instant,
     registry: Mutex<Registry>,
+    users: Mutex<Users>,
     catalog_url: String,
     catalog: tokio::sync::OnceCell<Catalog>,
     draws: AtomicU64,
@@ -35,6 +40,7 @@ pub fn router(cluster: String, beat: Duration, catalog_url: String) -> Router {
         beat,
         started: Instant::now(),
         registry: Mutex::new(Registry::new(beat)),
+        users: Mutex::default(),
         catalog_url,
         catalog: tokio::sync::OnceCell::new(),
         draws: AtomicU64::new(u64::from(std::process::id())),
@@ -68,6 +74,26 @@ impl Tracker {
     }
 
     async fn group_for(&self, user: &str, purpose: Purpose) -> Result<u32, Refusal> {
+        let now = self.now();
+        if let Some(group) = self.users.lock().fresh(user, now) {
+            return Ok(group);
+        }
+        let asked = tokio::time::timeout(CATALOG_WAIT, self.ask_group(user, purpose)).await;
+        let answer = asked.unwrap_or_else(|_| {
+            let message = format!("no answer of the catalog within {CATALOG_WAIT:?}");
+            Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "catalog_away", message))
+        });
+        match answer {
+            Ok(group) => {
+                self.users.lock().remember(user, group, now);
+                Ok(group)
+            }
+            Err(refusal) if refusal.is_passing() => self.users.lock().last(user).ok_or(refusal),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
+    async fn ask_group(&self, user: &str, purpose: Purpose) -> Result<u32, Refusal> {
         let away = |error: CatalogError| {
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "catalog_away", error.to_string())
         };

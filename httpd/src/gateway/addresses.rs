@@ -1,9 +1,10 @@
-//! Trackers' answers, kept for a short time in each shard.
+//! Trackers' answers, kept in each shard, and asked for anew beside their use.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -69,40 +70,75 @@ struct Kept {
     at: Instant,
     nodes: Rc<Vec<SocketAddr>>,
     turn: usize,
+    /// Somebody asks for it anew.
+    asking: bool,
 }
 
-/// A shard's kept answers.
+/// What a question to the trackers needs.
+#[derive(Clone)]
+pub(super) struct Askers<'a> {
+    pub(super) trackers: &'a Trackers,
+    pub(super) side: &'a Handle,
+    pub(super) last: &'a Arc<LastAnswers>,
+}
+
+/// A shard's kept answers. Clones share them.
+#[derive(Clone)]
 pub(super) struct AddressCache {
-    kept: RefCell<HashMap<Whose, Kept>>,
+    kept: Rc<RefCell<HashMap<Whose, Kept>>>,
     age: Duration,
 }
 
 impl AddressCache {
     pub(super) fn new(age: Duration) -> Self {
-        Self { kept: RefCell::default(), age }
+        Self { kept: Rc::default(), age }
     }
 
-    /// Nodes to try, in order. An answer is used for the configured age (or longer, when no tracker
-    /// answers); with each use the order turns, so that all nodes of the group get their share.
+    /// Nodes to try, in order; with each use the order turns, so that all nodes of the group get their share.
+    /// An answer past the configured age is used still, while it is asked for anew beside: a viewer waits for a
+    /// tracker only for what nobody asked for before.
     pub(super) async fn get(
         &self,
         whose: &Whose,
-        trackers: &Trackers,
-        side: &Handle,
-        last: &LastAnswers,
+        askers: &Askers<'_>,
     ) -> Result<Vec<SocketAddr>, Problem> {
-        if let Some(kept) = self.kept.borrow_mut().get_mut(whose)
-            && kept.at.elapsed() < self.age
-        {
+        let used = self.kept.borrow_mut().get_mut(whose).map(|kept| {
             kept.turn += 1;
             let mut nodes = kept.nodes.as_ref().clone();
             let turn = kept.turn % nodes.len().max(1);
             nodes.rotate_left(turn);
-            return Ok(nodes);
+            let old = kept.at.elapsed() >= self.age;
+            (nodes, old && !std::mem::replace(&mut kept.asking, old))
+        });
+        let Some((nodes, anew)) = used else { return self.ask(whose, askers).await };
+        if anew {
+            let (cache, whose) = (self.clone(), whose.clone());
+            let (trackers, side) = (askers.trackers.clone(), askers.side.clone());
+            let last = Arc::clone(askers.last);
+            monoio::spawn(async move {
+                let askers = Askers { trackers: &trackers, side: &side, last: &last };
+                match cache.ask(&whose, &askers).await {
+                    Err(problem) if problem.status == 404 => {
+                        cache.kept.borrow_mut().remove(&whose);
+                    }
+                    // What is known stays in use; the next request asks again.
+                    Err(_) => {
+                        if let Some(kept) = cache.kept.borrow_mut().get_mut(&whose) {
+                            kept.asking = false;
+                        }
+                    }
+                    Ok(_) => {}
+                }
+            });
         }
-        let (trackers, path) = (trackers.clone(), whose.path());
+        Ok(nodes)
+    }
+
+    /// Asks the trackers, and keeps the answer.
+    async fn ask(&self, whose: &Whose, askers: &Askers<'_>) -> Result<Vec<SocketAddr>, Problem> {
+        let (trackers, path) = (askers.trackers.clone(), whose.path());
         let (done, answer) = tokio::sync::oneshot::channel();
-        side.spawn(async move {
+        askers.side.spawn(async move {
             let _ = done.send(trackers.get::<Addresses>(&path).await);
         });
         let addresses = match answer.await {
@@ -113,7 +149,7 @@ impl AddressCache {
             Ok(Err(error)) => {
                 // A tracker that says "no active node" knows better than an old answer.
                 let unreached = !matches!(error, ClientError::Refused { .. });
-                return match last.get(whose).filter(|_| unreached) {
+                return match askers.last.get(whose).filter(|_| unreached) {
                     Some(nodes) => Ok(nodes),
                     None => Err(Problem::new(503, "no_node", error.to_string())),
                 };
@@ -122,20 +158,28 @@ impl AddressCache {
         };
         let nodes: Vec<SocketAddr> =
             addresses.nodes.iter().filter_map(|node| node.address.parse().ok()).collect();
-        last.keep(whose, &nodes);
+        askers.last.keep(whose, &nodes);
         let mut kept = self.kept.borrow_mut();
-        if kept.len() >= ANSWERS {
+        if kept.len() >= ANSWERS && !kept.contains_key(whose) {
             kept.clear();
         }
-        kept.insert(
-            whose.clone(),
-            Kept { at: Instant::now(), nodes: Rc::new(nodes.clone()), turn: 0 },
-        );
+        let answer =
+            Kept { at: Instant::now(), nodes: Rc::new(nodes.clone()), turn: 0, asking: false };
+        kept.insert(whose.clone(), answer);
         Ok(nodes)
     }
 
-    /// The answer led to a node that failed: ask again next time.
+    /// The answer led to a node that failed: it is asked for anew with the next use.
     pub(super) fn forget(&self, whose: &Whose) {
+        if let Some(kept) = self.kept.borrow_mut().get_mut(whose)
+            && let Some(old) = Instant::now().checked_sub(self.age)
+        {
+            kept.at = kept.at.min(old);
+        }
+    }
+
+    /// All nodes of the answer failed: nobody is to wait for them again.
+    pub(super) fn drop_answer(&self, whose: &Whose) {
         self.kept.borrow_mut().remove(whose);
     }
 }

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::GatewayShard;
 use super::read::{Begun, request_head};
@@ -49,7 +49,9 @@ impl Hedges {
 }
 
 impl GatewayShard {
-    /// The head of a node's answer: of `node`, or of `second` when that one is sooner.
+    /// The head of a node's answer: of `node`, or of `second` when that one is sooner. Whoever is silent for
+    /// `silent_after` becomes a suspect, and then `second` is asked whatever hedges have cost so far: this happens
+    /// once a request, since suspects are tried last.
     pub(super) async fn ask(
         &self,
         request: &Request,
@@ -60,19 +62,28 @@ impl GatewayShard {
     ) -> Result<Response, ConnError> {
         let head_only = request.method == Method::Head;
         let head = request_head(request, path, node, begun);
-        let first = self.upstreams.request(node, head.as_bytes(), &[], head_only);
+        let mut first = pin!(self.upstreams.request(node, head.as_bytes(), &[], head_only));
         let hedges = &self.hedges;
         hedges.earn();
-        let Some(second) = second.filter(|_| !hedges.after.is_zero()) else { return first.await };
-        let mut first = pin!(first);
-        monoio::select! {
-            answered = &mut first => return answered,
-            () = monoio::time::sleep(hedges.after) => {}
+        let Some(second) = second else { return first.await };
+        let silent_after = self.gateway.config.silent_after.0;
+        let hedge_after = hedges.after.min(silent_after);
+        if !hedge_after.is_zero() {
+            monoio::select! {
+                answered = &mut first => return answered,
+                () = monoio::time::sleep(hedge_after) => {}
+            }
         }
-        if !hedges.spend() {
-            return first.await;
+        let hedged = !hedge_after.is_zero() && hedges.spend();
+        if hedged {
+            hedges.begun.increment(1);
+        } else {
+            monoio::select! {
+                answered = &mut first => return answered,
+                () = monoio::time::sleep(silent_after - hedge_after) => self.suspect(node),
+            }
         }
-        hedges.begun.increment(1);
+        let asked = Instant::now();
         let head = request_head(request, path, second, begun);
         let mut other = pin!(self.upstreams.request(second, head.as_bytes(), &[], head_only));
         monoio::select! {
@@ -82,12 +93,23 @@ impl GatewayShard {
             },
             answered = &mut other => match answered {
                 Ok(response) if response.status < 500 => {
-                    hedges.won.increment(1);
+                    if hedged {
+                        hedges.won.increment(1);
+                        if asked.elapsed() + hedge_after > silent_after {
+                            self.suspect(node);
+                        }
+                    }
                     Ok(response)
                 }
                 _ => first.await,
             },
         }
+    }
+
+    /// `node` was silent, or broke off: it is tried last for a while.
+    pub(super) fn suspect(&self, node: SocketAddr) {
+        self.suspects.add(node, Instant::now());
+        self.suspected.increment(1);
     }
 }
 

@@ -6,6 +6,7 @@
 mod addresses;
 mod hedge;
 mod read;
+mod suspects;
 mod write;
 
 use std::net::SocketAddr;
@@ -28,8 +29,8 @@ use crate::shard::{Answered, Service};
 use crate::tally::RequestMetrics;
 use crate::turns;
 use crate::upstream::{Response, Upstreams};
-pub(crate) use addresses::LastAnswers;
-use addresses::{AddressCache, Whose};
+use addresses::{AddressCache, Askers, LastAnswers, Whose};
+use suspects::Suspects;
 
 /// How long a request is tried at one node after the other before it fails.
 const TRY_FOR: Duration = Duration::from_secs(10);
@@ -50,7 +51,7 @@ pub(crate) struct Gateway {
     pub(crate) requests: AtomicU64,
     pub(crate) trackers: Trackers,
     pub(crate) side: Handle,
-    pub(crate) last: LastAnswers,
+    pub(crate) last: Arc<LastAnswers>,
     /// Whether a tracker answered lately, and knows an active node.
     pub(crate) reachable: AtomicBool,
 }
@@ -65,6 +66,8 @@ pub(crate) struct GatewayShard {
     retries: metrics::Counter,
     resumed: metrics::Counter,
     hedges: hedge::Hedges,
+    suspects: Suspects,
+    suspected: metrics::Counter,
 }
 
 /// Which end a body broke off at.
@@ -138,14 +141,28 @@ impl GatewayShard {
             retries: metrics::counter!("reel_upstream_retries_total"),
             resumed: metrics::counter!("reel_upstream_resumed_total"),
             hedges: hedge::Hedges::new(gateway.config.hedge_after.0),
+            suspects: Suspects::default(),
+            suspected: metrics::counter!("reel_upstream_suspected_total"),
             gateway,
         })
     }
 
-    /// Nodes to try for a request, in order.
+    /// Nodes to try for a request, in order: those that were silent a moment ago last.
     async fn nodes_of(&self, whose: &Whose) -> Result<Vec<SocketAddr>, Problem> {
-        let gateway = &self.gateway;
-        self.addresses.get(whose, &gateway.trackers, &gateway.side, &gateway.last).await
+        let Gateway { trackers, side, last, .. } = &*self.gateway;
+        let mut nodes = self.addresses.get(whose, &Askers { trackers, side, last }).await?;
+        self.suspects.last(&mut nodes, Instant::now());
+        Ok(nodes)
+    }
+
+    /// A node of an answer failed: the trackers are asked again, beside; when it was the last one, before the
+    /// next round.
+    fn failed(&self, whose: &Whose, was_last: bool) {
+        if was_last {
+            self.addresses.drop_answer(whose);
+        } else {
+            self.addresses.forget(whose);
+        }
     }
 
     async fn route(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {

@@ -9,7 +9,7 @@ use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
 use crate::shard::Answered;
-use crate::upstream::Response;
+use crate::upstream::{self, Response};
 
 /// Fields of a node's answer that are passed on.
 const PASSED: [&str; 11] = [
@@ -62,7 +62,7 @@ impl GatewayShard {
             match self.nodes_of(&whose).await {
                 Ok(nodes) => {
                     for (index, node) in nodes.iter().enumerate() {
-                        let second = nodes.get(index + 1).copied();
+                        let second = self.trusted_after(&nodes, index);
                         match self.attempt(conn, request, path, *node, second, &mut begun).await? {
                             Attempt::Done(answered) => return Ok(answered),
                             Attempt::OtherGroup(group) => {
@@ -77,7 +77,7 @@ impl GatewayShard {
                             Attempt::Next(reason) => {
                                 problem = reason;
                                 self.retries.increment(1);
-                                self.addresses.forget(&whose);
+                                self.failed(&whose, index + 1 == nodes.len());
                             }
                         }
                     }
@@ -114,13 +114,14 @@ impl GatewayShard {
         let mut response = match asked {
             Ok(response) => response,
             Err(error) => {
-                return Ok(Attempt::Next(Problem::new(
-                    503,
-                    "no_node",
-                    format!("node {node}: {error}"),
-                )));
+                self.suspect(node);
+                let message = format!("node {node}: {error}");
+                return Ok(Attempt::Next(Problem::new(503, "no_node", message)));
             }
         };
+        // A hedge may have been sooner.
+        let node = response.address();
+        self.suspects.clear(node);
         if response.status == 421 {
             let group = response.field("reel-group").unwrap_or("").to_owned();
             self.upstreams.give_back(response);
@@ -147,6 +148,12 @@ impl GatewayShard {
                 self.resumed.increment(1);
             }
         }
+        let resumable = begun.as_ref().is_some_and(|begun| !begun.whole);
+        let silent_after = self.gateway.config.silent_after.0;
+        response.conn.stall_after(match second {
+            Some(_) if resumable => silent_after,
+            _ => upstream::STALL,
+        });
         let mut passed = 0;
         let result = relay_body(conn, &mut response, &mut passed).await;
         match result {
@@ -159,12 +166,19 @@ impl GatewayShard {
             Err(Broken::Node(error)) => match begun {
                 Some(begun) if !begun.whole => {
                     begun.next += passed;
+                    self.suspect(node);
                     tracing::info!(%node, at = begun.next, %error, "node broke off; going on elsewhere");
                     Ok(Attempt::Next(Problem::new(503, "no_node", error.to_string())))
                 }
                 _ => Err(error),
             },
         }
+    }
+
+    /// The next node, when it can be relied on more than one that is silent.
+    fn trusted_after(&self, nodes: &[SocketAddr], index: usize) -> Option<SocketAddr> {
+        let second = nodes.get(index + 1).copied();
+        second.filter(|second| !self.suspects.has(*second, Instant::now()))
     }
 
     async fn pass_head(

@@ -16,7 +16,8 @@ const HELD_BYTES: u64 = 1 << 20;
 /// How long a node may take to make an upload durable.
 const DURABLE: Duration = Duration::from_secs(60);
 /// Fields of a node's answer that are passed on.
-const PASSED: [&str; 5] = ["Content-Type", "ETag", "Location", "Retry-After", "Allow"];
+const PASSED: [&str; 6] =
+    ["Content-Type", "ETag", "Location", "Retry-After", "Allow", "Reel-Degraded"];
 
 impl GatewayShard {
     pub(super) async fn put(
@@ -79,7 +80,9 @@ impl GatewayShard {
         loop {
             match self.nodes_of(&whose).await {
                 Ok(nodes) => {
-                    for node in nodes {
+                    let count = nodes.len();
+                    for (index, node) in nodes.into_iter().enumerate() {
+                        let is_last = index + 1 == count;
                         let head = request_head("PUT", request, node, &framing);
                         match self.upstreams.begin(node, head.as_bytes()).await {
                             Ok(Begun::Continue(upstream)) => {
@@ -97,7 +100,7 @@ impl GatewayShard {
                             }
                             Ok(Begun::Final(mut response)) if response.status >= 500 => {
                                 problem = problem_of(node, &mut response).await;
-                                self.addresses.forget(&whose);
+                                self.failed(&whose, is_last);
                             }
                             Ok(Begun::Final(response)) => {
                                 let answered = self.finish(conn, request, Ok(response)).await?;
@@ -106,7 +109,8 @@ impl GatewayShard {
                             Err(error) => {
                                 problem =
                                     Problem::new(503, "no_node", format!("node {node}: {error}"));
-                                self.addresses.forget(&whose);
+                                self.suspect(node);
+                                self.failed(&whose, is_last);
                             }
                         }
                     }
@@ -217,7 +221,8 @@ impl GatewayShard {
         loop {
             match self.nodes_of(&whose).await {
                 Ok(nodes) => {
-                    for node in nodes {
+                    let count = nodes.len();
+                    for (index, node) in nodes.into_iter().enumerate() {
                         let (result, again) = call(node).await;
                         match result {
                             Ok(response) if response.status == 421 => {
@@ -231,15 +236,16 @@ impl GatewayShard {
                             }
                             Ok(response) => return Ok(response),
                             Err(error) => {
+                                self.suspect(node);
                                 problem =
-                                    Problem::new(503, "no_node", format!("node {node}: {error}"))
+                                    Problem::new(503, "no_node", format!("node {node}: {error}"));
                             }
                         }
                         if !again {
                             return Err(problem);
                         }
                         self.retries.increment(1);
-                        self.addresses.forget(&whose);
+                        self.failed(&whose, index + 1 == count);
                     }
                 }
                 Err(reason) if reason.status == 404 => return Err(reason),

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reel_control::agent::Peer;
 use reel_control::api::NodeState;
@@ -56,7 +56,22 @@ struct Followers {
     /// Segments being copied: no two peers give the same one at once.
     copying: RefCell<HashSet<SegmentNumber>>,
     large: Cell<usize>,
-    lag: RefCell<HashMap<u32, u64>>,
+    lag: RefCell<HashMap<u32, Lag>>,
+    /// All that a peer wrote until then is here.
+    heard: RefCell<HashMap<u32, Instant>>,
+    /// Peers that trackers call offline.
+    offline: RefCell<HashSet<u32>>,
+    /// Rises when one goes offline: what it made is taken from the others from then on, so their segments are
+    /// listed anew.
+    losses: Cell<u64>,
+}
+
+/// How far this node is behind a peer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lag {
+    bytes: u64,
+    /// Since when it lacks anything, or knows nothing.
+    since: Option<Instant>,
 }
 
 /// Follows every peer, and takes the node from joining over syncing to active.
@@ -68,6 +83,9 @@ pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
         copying: RefCell::default(),
         large: Cell::new(0),
         lag: RefCell::default(),
+        heard: RefCell::default(),
+        offline: RefCell::default(),
+        losses: Cell::new(0),
     });
     while !stop.is_stopping() {
         followers.look();
@@ -82,6 +100,19 @@ impl Followers {
         if status.state() == NodeState::Joining {
             status.enter(NodeState::Syncing);
         }
+        let offline: HashSet<u32> = peers
+            .iter()
+            .filter(|peer| peer.state == NodeState::Offline)
+            .map(|peer| peer.id)
+            .collect();
+        if !offline.is_subset(&self.offline.borrow()) {
+            self.losses.set(self.losses.get() + 1);
+        }
+        self.offline.replace(offline);
+        let heard = self.heard.borrow();
+        let until = peers.iter().map(|peer| heard.get(&peer.id).copied()).min();
+        // Without peers nobody else writes.
+        self.shard.node.following.is_until(until.unwrap_or(Some(Instant::now())));
         for peer in &peers {
             if peer.state != NodeState::Offline && self.following.borrow_mut().insert(peer.id) {
                 let (followers, peer) = (Rc::clone(self), peer.clone());
@@ -95,8 +126,22 @@ impl Followers {
         if all && status.state() == NodeState::Syncing {
             status.enter(NodeState::Active);
         }
-        let lag = self.lag.borrow().values().sum();
-        status.lag.store(lag, Ordering::Relaxed);
+        let lag = self.lag.borrow();
+        for (peer, lag) in lag.iter() {
+            let peer = [("peer", peer.to_string())];
+            metrics::gauge!("reel_replication_lag_bytes", &peer).set(lag.bytes as f64);
+            let seconds = lag.since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+            metrics::gauge!("reel_replication_lag_seconds", &peer).set(seconds);
+        }
+        status.lag.store(lag.values().map(|lag| lag.bytes).sum(), Ordering::Relaxed);
+    }
+
+    /// So many bytes of a peer's lack here.
+    fn lags(&self, peer: u32, bytes: u64) {
+        let mut lag = self.lag.borrow_mut();
+        let lag = lag.entry(peer).or_default();
+        lag.bytes = bytes;
+        lag.since = if bytes == 0 { None } else { lag.since.or(Some(Instant::now())) };
     }
 
     fn peer(&self, id: u32) -> Option<Peer> {
@@ -112,6 +157,13 @@ impl Followers {
                 Err(error) => error,
             };
             tries += 1;
+            // What it wrote meanwhile is not known.
+            self.lag
+                .borrow_mut()
+                .entry(peer.id)
+                .or_default()
+                .since
+                .get_or_insert_with(Instant::now);
             tracing::debug!(peer = peer.id, %error, "following breaks off");
             if tries >= TRIES_BEFORE_ACTIVE {
                 self.caught_up.borrow_mut().insert(peer.id);
@@ -130,7 +182,13 @@ impl Followers {
     ) -> Result<std::convert::Infallible, Broken> {
         let mut boot = String::new();
         let mut mark = 0;
+        let mut losses = self.losses.get();
         loop {
+            if losses != self.losses.get() {
+                losses = self.losses.get();
+                self.copy_all(peer).await?;
+            }
+            let asked = Instant::now();
             let path =
                 format!("/-/v1/segments/changes?since={mark}&boot={boot}&wait_ms={NEWS_WAIT_MS}");
             let changes: Changes = self.get_json(peer.address, &path).await?;
@@ -143,6 +201,7 @@ impl Followers {
             let known: Vec<Known> =
                 changes.segments.iter().filter_map(super::SegmentView::known).collect();
             self.copy(peer, known).await?;
+            self.heard.borrow_mut().insert(peer.id, asked);
         }
     }
 
@@ -191,8 +250,7 @@ impl Followers {
                 wanted.push((known, missing));
             }
         }
-        let lag = wanted.iter().map(|(_, missing)| missing).sum();
-        self.lag.borrow_mut().insert(peer.id, lag);
+        self.lags(peer.id, wanted.iter().map(|(_, missing)| missing).sum());
         for (known, _) in wanted {
             if !self.copying.borrow_mut().insert(known.number) {
                 continue;
@@ -217,7 +275,7 @@ impl Followers {
                 result?;
             }
         }
-        self.lag.borrow_mut().insert(peer.id, 0);
+        self.lags(peer.id, 0);
         Ok(())
     }
 
@@ -248,7 +306,9 @@ impl Followers {
         let by_creator = known.creator == peer.id;
         let creator_serves =
             self.peer(known.creator).is_some_and(|creator| creator.state != NodeState::Offline);
-        if own && here || !own && !by_creator && creator_serves {
+        // Of an own one that is here a peer has more only when this node was wiped, and has filled itself from
+        // another that had less.
+        if !own && !by_creator && creator_serves {
             return Ok(None);
         }
         if !here {

@@ -7,8 +7,6 @@ use parking_lot::Mutex;
 use reel_engine::SegmentNumber;
 use reel_engine::signal::Signal;
 
-/// How long an upload waits for its followers.
-const WAIT: Duration = Duration::from_secs(10);
 /// Segments remembered; the oldest numbers go first.
 const SEGMENTS: usize = 4096;
 
@@ -44,8 +42,14 @@ impl Acks {
             .map_or(0, |held| held.values().filter(|bytes| **bytes >= end).count())
     }
 
-    /// Waits until `peers` followers hold a segment up to `end`; false when that takes too long.
-    pub(crate) async fn wait(&self, number: SegmentNumber, end: u64, peers: usize) -> bool {
+    /// Waits until `peers` followers hold a segment up to `end`; false when that takes longer than `wait`.
+    pub(crate) async fn wait(
+        &self,
+        number: SegmentNumber,
+        end: u64,
+        peers: usize,
+        wait: Duration,
+    ) -> bool {
         let waiting = async {
             loop {
                 let seen = self.changed.count();
@@ -55,6 +59,6 @@ impl Acks {
                 self.changed.beyond(seen).await;
             }
         };
-        monoio::time::timeout(WAIT, waiting).await.is_ok()
+        monoio::time::timeout(wait, waiting).await.is_ok()
     }
 }

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use reel_control::api::NodeState;
+use reel_control::catalog::CatalogError;
 use reel_control::names;
 use reel_engine::{Error, Located, ObjectId, Segment, read};
 
@@ -20,6 +22,8 @@ use crate::http::request::{Request, query_value};
 use crate::shard::Answered;
 use crate::upstream::Response;
 
+/// How long the catalog may take when there is something to answer with.
+const CATALOG_PATIENCE: Duration = Duration::from_millis(300);
 /// Payloads up to this size are read into memory, checked and sent in one piece with their head;
 /// larger ones go by sendfile.
 const SMALL_BYTES: u64 = 32 * 1024;
@@ -85,7 +89,7 @@ impl StorageShard {
         name: &str,
     ) -> Result<Option<Rc<File>>, Problem> {
         let epoch = self.node.epochs.of(user, name);
-        let stale = match self.names.get(user, name, epoch) {
+        let stale = match self.names.get(user, name, epoch, &self.node.following) {
             Remembered::Fresh(file) => return Ok(Some(file)),
             Remembered::Aged(file) => {
                 let (shard, user, name) = (Rc::clone(self), user.to_owned(), name.to_owned());
@@ -102,7 +106,14 @@ impl StorageShard {
             Remembered::Stale(file) => Some(file),
             Remembered::Unknown => None,
         };
-        match self.node.catalog.lookup(user, name).await {
+        let asked = self.node.catalog.lookup(user, name);
+        let answer = match &stale {
+            None => asked.await,
+            Some(_) => monoio::time::timeout(CATALOG_PATIENCE, asked).await.unwrap_or_else(|_| {
+                Err(CatalogError::Away(format!("no answer within {CATALOG_PATIENCE:?}")))
+            }),
+        };
+        match answer {
             Ok(Some(row)) => Ok(Some(self.names.insert(row, &self.node.epochs, epoch))),
             Ok(None) => {
                 self.names.remove(user, name);

@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use foldhash::fast::RandomState;
 
-use super::StorageShard;
 use super::names::File;
+use super::{Node, StorageShard};
 use crate::answer::Answers;
 use crate::conn::Conn;
 use crate::http::request::{Method, Request};
@@ -134,7 +134,8 @@ impl StorageShard {
         }
         // A key of the name cache is decoded: a path with an escape is none.
         let key = request.path.strip_prefix('/').filter(|key| !key.as_bytes().contains(&b'%'))?;
-        let file = self.names.fresh(&self.node.epochs, key, now)?;
+        let Node { epochs, following, .. } = &*self.node;
+        let file = self.names.fresh(epochs, key, following, now)?;
         if file.row.group != self.node.config.group {
             return None;
         }

@@ -4,11 +4,13 @@ mod acks;
 mod admin;
 mod cold;
 mod delete;
+mod following;
 mod get;
 mod hot;
 mod names;
 mod offer;
 mod put;
+mod quorum;
 mod repair;
 mod source;
 mod stage;
@@ -27,6 +29,7 @@ use reel_control::config::StorageConfig;
 use reel_engine::{Segment, SegmentNumber, Store, Writer};
 
 pub(crate) use acks::Acks;
+pub(crate) use following::Following;
 pub(crate) use names::Epochs;
 pub(crate) use offer::offer_again;
 pub use offer::offer_of;
@@ -63,6 +66,7 @@ pub(crate) struct Node {
     pub(crate) peers: Peers,
     pub(crate) leases: Arc<reel_control::agent::LeasePool>,
     pub(crate) acks: Acks,
+    pub(crate) following: Following,
     pub(crate) access_log: Option<Arc<AccessLog>>,
     /// Tells two lives of a node apart for followers.
     pub(crate) boot: String,

@@ -3,7 +3,8 @@
 //! Two things keep them true. A table of epochs that all shards share: whoever learns that a name
 //! changed (the node's own write, a peer's record) raises the epoch of the name's stripe, and an
 //! entry of another epoch is not used. And age: an entry older than the configured one is still
-//! used, but the catalog is asked beside the answer.
+//! used, but the catalog is asked beside the answer; before it, when peers' records may be missing
+//! (`following`).
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use foldhash::fast::RandomState as FastHash;
 use reel_control::catalog::Row;
 use reel_control::config::{CacheRule, StorageConfig};
 
+use super::Following;
 use crate::http::response::Head;
 use crate::tally::Count;
 
@@ -181,12 +183,19 @@ impl NameCache {
     }
 
     /// A name (`USER/NAME`) that may be used as it is remembered, when it is among those asked for lately.
-    pub(crate) fn fresh(&self, epochs: &Epochs, key: &str, now: Instant) -> Option<Rc<File>> {
+    pub(crate) fn fresh(
+        &self,
+        epochs: &Epochs,
+        key: &str,
+        following: &Following,
+        now: Instant,
+    ) -> Option<Rc<File>> {
         let young = self.young.borrow();
         let entry = young.get(key)?;
         let epoch = epochs.stripes[entry.stripe as usize].load(Ordering::Acquire);
         // Who finds it aged first asks the catalog; until that answers, it is used.
-        let aged = now.saturating_duration_since(entry.asked) > self.age && !entry.asking.get();
+        let aged = now.saturating_duration_since(entry.asked) > self.age
+            && (!entry.asking.get() || !following.is_current(now));
         if entry.epoch != epoch || aged {
             return None;
         }
@@ -195,7 +204,13 @@ impl NameCache {
     }
 
     /// What is remembered of a name whose epoch is `epoch` now.
-    pub(crate) fn get(&self, user: &str, name: &str, epoch: u64) -> Remembered {
+    pub(crate) fn get(
+        &self,
+        user: &str,
+        name: &str,
+        epoch: u64,
+        following: &Following,
+    ) -> Remembered {
         let key = key(user, name);
         let found = self.young.borrow().get(key.as_str()).cloned();
         let entry = match found {
@@ -211,12 +226,14 @@ impl NameCache {
                 }
             },
         };
-        if entry.epoch != epoch {
+        let now = Instant::now();
+        let aged = now.saturating_duration_since(entry.asked) > self.age;
+        if entry.epoch != epoch || aged && !following.is_current(now) {
             self.misses.add(1);
             return Remembered::Stale(entry.file);
         }
         self.hits.add(1);
-        if entry.asked.elapsed() > self.age && !entry.asking.replace(true) {
+        if aged && !entry.asking.replace(true) {
             return Remembered::Aged(entry.file);
         }
         Remembered::Fresh(entry.file)
@@ -266,6 +283,12 @@ mod tests {
     use super::*;
     use reel_control::catalog::Stamp;
 
+    fn current() -> Following {
+        let following = Following::new();
+        following.is_until(Some(Instant::now()));
+        following
+    }
+
     fn row(name: &str, object: u64) -> Row {
         let mut row = Row::mark("u".into(), name.into(), Stamp::default());
         row.object = object;
@@ -290,10 +313,13 @@ mod tests {
         let cache = NameCache::with(100, Duration::from_secs(60));
         cache.insert(row("a", 7), &epochs, epochs.of("u", "a"));
         assert!(
-            matches!(cache.get("u", "a", epochs.of("u", "a")), Remembered::Fresh(file) if file.row.object == 7)
+            matches!(cache.get("u", "a", epochs.of("u", "a"), &current()), Remembered::Fresh(file) if file.row.object == 7)
         );
         epochs.raise("u", "a");
-        assert!(matches!(cache.get("u", "a", epochs.of("u", "a")), Remembered::Stale(_)));
+        assert!(matches!(
+            cache.get("u", "a", epochs.of("u", "a"), &current()),
+            Remembered::Stale(_)
+        ));
     }
 
     #[test]
@@ -303,7 +329,10 @@ mod tests {
         cache.insert(row("hot", 1), &epochs, 0);
         for at in 0..10_000 {
             cache.insert(row(&format!("cold-{at}"), 2), &epochs, 0);
-            assert!(matches!(cache.get("u", "hot", 0), Remembered::Fresh(_)), "after {at}");
+            assert!(
+                matches!(cache.get("u", "hot", 0, &current()), Remembered::Fresh(_)),
+                "after {at}"
+            );
             assert!(cache.young.borrow().len() + cache.old.borrow().len() <= 101);
         }
     }
@@ -313,9 +342,22 @@ mod tests {
         let cache = NameCache::with(10, Duration::ZERO);
         cache.insert(row("a", 1), &Epochs::new(), 0);
         std::thread::sleep(Duration::from_millis(1));
-        assert!(matches!(cache.get("u", "a", 0), Remembered::Aged(_)));
-        assert!(matches!(cache.get("u", "a", 0), Remembered::Fresh(_)));
+        assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Aged(_)));
+        assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Fresh(_)));
         cache.ask_later("u", "a");
-        assert!(matches!(cache.get("u", "a", 0), Remembered::Aged(_)));
+        assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Aged(_)));
+    }
+
+    #[test]
+    fn an_aged_entry_is_not_used_when_peers_are_not_followed() {
+        let (cache, epochs) = (NameCache::with(10, Duration::ZERO), Epochs::new());
+        cache.insert(row("a", 1), &epochs, 0);
+        std::thread::sleep(Duration::from_millis(1));
+        let (nobody, now) = (Following::new(), Instant::now());
+        assert!(matches!(cache.get("u", "a", 0, &nobody), Remembered::Stale(_)));
+        assert!(cache.fresh(&epochs, "u/a", &nobody, now).is_none());
+        assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Aged(_)));
+        assert!(cache.fresh(&epochs, "u/a", &current(), now).is_some(), "it is being asked for");
+        assert!(cache.fresh(&epochs, "u/a", &nobody, now).is_none());
     }
 }

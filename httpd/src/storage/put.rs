@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use reel_control::api::{NodeState, Uploaded};
 use reel_control::catalog::{CatalogError, Outcome, Row, Stamp, Write};
-use reel_control::config::Ack;
 use reel_control::{media_type, names};
 use reel_engine::clock::now_ms;
 use reel_engine::format::record::{MAX_TYPE, RecordKind};
@@ -19,6 +18,7 @@ use reel_engine::{Draft, ObjectId, Stored, Version};
 
 use super::StorageShard;
 use super::names::etag;
+use super::quorum::Degraded;
 use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::conditions::allows_write;
@@ -79,7 +79,7 @@ impl StorageShard {
             Err(problem) => Err(problem.into()),
         };
         match result {
-            Ok((created, uploaded)) => {
+            Ok(Done { created, uploaded, degraded }) => {
                 let status = if created { 201 } else { 200 };
                 let text = serde_json::to_string(&uploaded).map_err(std::io::Error::from)? + "\n";
                 let mut head = self.answers.head(status, request);
@@ -88,6 +88,9 @@ impl StorageShard {
                     "ETag",
                     etag(object, u32::from_str_radix(&uploaded.crc32, 16).unwrap_or(0)),
                 );
+                if let Some(degraded) = degraded {
+                    head.field("Reel-Degraded", degraded);
+                }
                 if created {
                     head.field("Location", names::encode_path(&uploaded.user, &uploaded.name));
                 }
@@ -130,6 +133,7 @@ impl StorageShard {
             self.node.store.has_room(length)?;
         }
         self.node.store.has_room(0)?;
+        self.check_quorum()?;
         if !self.node.catalog.is_available() {
             return Err(Problem::new(503, "catalog_away", "the catalog is away; try again"));
         }
@@ -177,7 +181,7 @@ impl StorageShard {
         conn: &mut Conn,
         request: &Request,
         upload: Upload,
-    ) -> Result<(bool, Uploaded), Failed> {
+    ) -> Result<Done, Failed> {
         if request.expects_continue && conn.input().is_empty() {
             conn.send(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
@@ -223,7 +227,7 @@ impl StorageShard {
         upload: Upload,
         payload: Bytes,
         crc: u32,
-    ) -> Result<(bool, Uploaded), Failed> {
+    ) -> Result<Done, Failed> {
         let mut lost_before = false;
         loop {
             let version = self.node.store.clock().next();
@@ -233,7 +237,7 @@ impl StorageShard {
             let row = self.row(&upload, &stored, payload.len() as u64, crc, version, modified_ms);
             let uploaded = uploaded(&row);
             match self.enter(row, &upload, stored).await? {
-                Entered::Done { created, uploaded } => return Ok((created, uploaded)),
+                Entered::Done(done) => return Ok(done),
                 // Once more above what stands: it may come from a clock ahead of this one.
                 Entered::Newer(winner) if !lost_before => {
                     self.node.store.clock().observe(winner);
@@ -241,7 +245,7 @@ impl StorageShard {
                 }
                 // What stands now was committed after this request began: the two were written at
                 // the same time, and that one is the later.
-                Entered::Newer(_) => return Ok((false, uploaded)),
+                Entered::Newer(_) => return Ok(Done { created: false, uploaded, degraded: None }),
             }
         }
     }
@@ -253,7 +257,7 @@ impl StorageShard {
         request: &Request,
         upload: Upload,
         first: Vec<u8>,
-    ) -> Result<(bool, Uploaded), Failed> {
+    ) -> Result<Done, Failed> {
         let mut solo = SoloUpload::begin(&self.node.store).await?;
         let refused = |error: reel_engine::Error| Problem { close: true, ..error.into() };
         let mut first = first.as_slice();
@@ -294,9 +298,9 @@ impl StorageShard {
         let row = self.row(&upload, &stored, bytes, crc, version, modified_ms);
         let uploaded = uploaded(&row);
         match self.enter(row, &upload, stored).await? {
-            Entered::Done { created, uploaded } => Ok((created, uploaded)),
+            Entered::Done(done) => Ok(done),
             // Written at the same time as another: that one is the later.
-            Entered::Newer(_) => Ok((false, uploaded)),
+            Entered::Newer(_) => Ok(Done { created: false, uploaded, degraded: None }),
         }
     }
 
@@ -340,8 +344,9 @@ impl StorageShard {
                 if let Some(previous) = previous {
                     self.bury(ObjectId::from_u64(previous), &upload.user, &upload.name);
                 }
-                self.wait_for_acks(&stored).await?;
-                Ok(Entered::Done { created: previous.is_none(), uploaded: uploaded(&row) })
+                let degraded = self.wait_for_acks(&stored).await?;
+                let created = previous.is_none();
+                Ok(Entered::Done(Done { created, degraded, uploaded: uploaded(&row) }))
             }
             Ok(Outcome::Lost { winner, object: by }) => {
                 self.node.store.settled(&stored.segment);
@@ -381,30 +386,17 @@ impl StorageShard {
             shard.node.store.settled(&stored.segment);
         });
     }
+}
 
-    /// Waits until as many nodes hold the record as `ack` asks for.
-    async fn wait_for_acks(&self, stored: &Stored) -> Result<(), Problem> {
-        let peers = match self.node.config.ack {
-            Ack::Nodes(nodes) => nodes as usize - 1,
-            Ack::All => self.node.peers.read().as_ref().map_or(0, Vec::len),
-        };
-        if peers == 0 {
-            return Ok(());
-        }
-        let number = stored.object.segment();
-        if self.node.acks.wait(number, stored.end, peers).await {
-            Ok(())
-        } else {
-            let message = format!(
-                "stored here, but fewer than {peers} peers confirmed it in time; it may become visible"
-            );
-            Err(Problem::new(503, "too_few_nodes", message))
-        }
-    }
+/// An upload that took effect.
+struct Done {
+    created: bool,
+    uploaded: Uploaded,
+    degraded: Degraded,
 }
 
 enum Entered {
-    Done { created: bool, uploaded: Uploaded },
+    Done(Done),
     Newer(Version),
 }
 
