@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use reel_control::config::Span;
 
 /// Reelstore: a distributed store for media files that streams them over HTTP.
 ///
@@ -74,6 +75,10 @@ pub enum Command {
     ///
     /// Exit codes: 0 all is well, 1 something is wrong (each problem is said, the worst first, with what to do).
     Status(ClientOptions),
+    /// Asks a role whether it is well
+    ///
+    /// Exit codes: 0 it is, 1 it is not. With --track it goes on for ever, for Keepalived (`reel config keepalived`).
+    Health(HealthArgs),
     /// Prints a completion script for a shell
     Completions(CompletionsArgs),
     /// Prints the man page
@@ -147,6 +152,22 @@ pub struct HttpArgs {
     /// (`limits.stop_grace`), new ones come here
     #[arg(long)]
     pub take_over: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct HealthArgs {
+    /// Whom to ask for /-/health
+    #[arg(value_name = "HOST:PORT")]
+    pub address: String,
+    /// How long the answer may take
+    #[arg(long, default_value = "400 ms", value_name = "TIME")]
+    pub timeout: Span,
+    /// Writes 0 into FILE while all is well, else 1, for ever
+    #[arg(long, value_name = "FILE")]
+    pub track: Option<PathBuf>,
+    /// From one question to the next, with --track
+    #[arg(long, default_value = "200 ms", value_name = "TIME")]
+    pub every: Span,
 }
 
 #[derive(Debug, Args)]

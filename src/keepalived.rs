@@ -27,6 +27,7 @@ pub fn config(args: &KeepalivedArgs) -> Result<String, String> {
         SharedRole::Http => ("http", 51),
         SharedRole::Tracker => ("tracker", 52),
     };
+    let reel = std::env::current_exe().unwrap_or_else(|_| "/usr/local/bin/reel".into());
     let mut peers = String::new();
     for peer in &args.peers {
         let _ = write!(peers, "{}{peer}", if peers.is_empty() { "" } else { "\n        " });
@@ -37,7 +38,8 @@ pub fn config(args: &KeepalivedArgs) -> Result<String, String> {
     };
     Ok(TEMPLATE
         .replace("@ROLE@", role)
-        .replace("@URL@", &format!("http://{own}:{}/-/health", args.port))
+        .replace("@TARGET@", &format!("{own}:{}", args.port))
+        .replace("@REEL@", &reel.display().to_string())
         .replace("@ROUTER_ID@", &args.router_id.unwrap_or(router_id).to_string())
         .replace("@PRIORITY@", &args.priority.to_string())
         .replace("@INTERFACE@", &args.interface)
@@ -67,7 +69,7 @@ mod tests {
     fn every_place_is_filled() {
         let text = config(&args("192.0.2.10/24", "192.0.2.2")).expect("good");
         assert!(!text.contains('@'), "{text}");
-        assert!(text.contains("http://192.0.2.1:80/-/health") && text.contains("192.0.2.10/24"));
+        assert!(text.contains("health 192.0.2.1:80 ") && text.contains("192.0.2.10/24"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod config;
 mod fsck;
 mod get;
 mod groups;
+mod health;
 mod import;
 mod keepalived;
 mod ls;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::Fsck(args) => fsck::run(args),
         Command::RebuildCatalog(args) => rebuild_catalog::run(args),
         Command::Config(args) => config::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
         client => run_client(client),

@@ -4,6 +4,11 @@ use reel_control::client::Client;
 
 use crate::output::{Failure, human, say, say_json};
 
+/// When a tracker heard of a node.
+pub fn heard(ms: Option<u64>) -> String {
+    ms.map_or_else(|| "by others only".to_owned(), |ms| format!("{ms} ms ago"))
+}
+
 pub async fn run(client: &Client, json: bool) -> Result<(), Failure> {
     let nodes = client.nodes().await?;
     if json {
@@ -16,9 +21,7 @@ pub async fn run(client: &Client, json: bool) -> Result<(), Failure> {
         let node = &view.node;
         let state = format!("{:?}", view.state).to_lowercase();
         let (free, lag, heard) = match &view.detail {
-            Some(detail) => {
-                (human(detail.free), human(detail.lag), format!("{} ms ago", detail.heard_ms))
-            }
+            Some(detail) => (human(detail.free), human(detail.lag), heard(detail.heard_ms)),
             None => Default::default(),
         };
         say(format_args!(

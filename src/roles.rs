@@ -132,7 +132,8 @@ pub fn tracker(args: &RoleArgs) -> Result<(), Failure> {
     let section = config.tracker.clone().ok_or_else(|| missing(&args.config, "tracker"))?;
     let url = config.catalog_url(&args.config)?.to_owned();
     serve_router(section.listen, async {
-        Ok(tracker_role::router(config.cluster.clone(), config.beat.0, url))
+        let others = config.trackers.clone();
+        Ok(tracker_role::router(config.cluster.clone(), config.beat.0, url, others))
     })
 }
 

@@ -3,6 +3,7 @@
 use reel_control::client::Client;
 use reel_control::status::{self, Level};
 
+use crate::nodes::heard;
 use crate::output::{Failure, human, say, say_json};
 
 pub async fn run(client: &Client, json: bool) -> Result<(), Failure> {
@@ -39,11 +40,11 @@ fn show(status: &status::Status) {
             let state = format!("{:?}", view.state).to_lowercase();
             let detail = view.detail.as_ref().map_or_else(String::new, |detail| {
                 format!(
-                    "{:>10} free  {:>8} behind  {:>5} requests  heard {} ms ago",
+                    "{:>10} free  {:>8} behind  {:>5} requests  heard {}",
                     human(detail.free),
                     human(detail.lag),
                     detail.load,
-                    detail.heard_ms
+                    heard(detail.heard_ms)
                 )
             });
             let node = &view.node;

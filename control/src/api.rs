@@ -103,8 +103,21 @@ pub struct NodeDetail {
     pub load: u32,
     /// Bytes its peers have that it lacks.
     pub lag: u64,
-    /// Milliseconds since this tracker heard of it.
-    pub heard_ms: u64,
+    /// Milliseconds since this tracker heard of it; absent when only other trackers have.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub heard_ms: Option<u64>,
+}
+
+/// What a tracker has heard of a node, in short: `GET /-/v1/heard`, for the other trackers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeardView {
+    /// The node.
+    pub id: u32,
+    /// When its last beat was written, milliseconds since 1970 by the node's clock.
+    pub sent_ms: u64,
+    /// Milliseconds since this tracker heard it; absent when only others have.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub heard_ms: Option<u64>,
 }
 
 /// `GET /-/v1/nodes`, sorted by id.

@@ -57,17 +57,18 @@ impl IntoResponse for Refusal {
 
 /// `/-/health`, `/-/metrics`, and JSON for what is not there.
 pub fn base_router() -> Router {
-    Router::new()
-        .route("/-/health", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
-        .route(
-            "/-/metrics",
-            get(|| async {
-                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], crate::metrics::render())
-            }),
-        )
-        .fallback(|| async {
-            Refusal::new(StatusCode::NOT_FOUND, "not_found", "no such path here")
-        })
+    let well = || async { axum::Json(serde_json::json!({"status": "ok"})) };
+    Router::new().route("/-/health", get(well)).merge(metrics_router())
+}
+
+/// `/-/metrics`, and JSON for what is not there.
+pub fn metrics_router() -> Router {
+    let render = || async {
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], crate::metrics::render())
+    };
+    Router::new().route("/-/metrics", get(render)).fallback(|| async {
+        Refusal::new(StatusCode::NOT_FOUND, "not_found", "no such path here")
+    })
 }
 
 /// Serves until `stop` resolves, then finishes what is in progress.

@@ -237,7 +237,7 @@ mod tests {
             },
             state,
             since_ms: 0,
-            detail: Some(NodeDetail { free: 900, load: 1, lag: 0, heard_ms: 5 }),
+            detail: Some(NodeDetail { free: 900, load: 1, lag: 0, heard_ms: Some(5) }),
         }
     }
 

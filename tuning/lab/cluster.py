@@ -64,7 +64,7 @@ class Member:
 class Cluster:
     """Trackers, ID servers, groups of storage nodes, PostgreSQL, HTTP servers (behind Keepalived when it is there)."""
 
-    def __init__(self, lab, trackers=3, ids=2, groups=2, nodes=3, https=2, ack="2", disk_mib=1024, virtual=True, storage=""):
+    def __init__(self, lab, trackers=3, ids=2, groups=2, nodes=3, https=2, ack="2", disk_mib=1024, virtual=True, storage="", prewrite="32 MiB", segment="16 MiB"):
         self.lab, self.members = lab, {}
         self.virtual = virtual
         self.addresses = {
@@ -74,6 +74,7 @@ class Cluster:
         }
         self.catalog = f"postgres://reel@{NETWORK}.31:{PG_PORT}/reel"
         self.ack, self.more, self.disk_mib = ack, storage, disk_mib
+        self.prewrite, self.segment = prewrite, segment
         self.start_postgres()
         for at, address in enumerate(self.addresses["trackers"]):
             self.role("tracker", f"tracker-{at + 1}", 11 + at, TRACKER_PORT, f'[tracker]\nlisten = "0.0.0.0:{TRACKER_PORT}"')
@@ -126,8 +127,8 @@ listen = "{host.address}:{STORAGE_PORT}"
 data = "{folder}/data"
 ack = {self.ack if self.ack.isdigit() else f'"{self.ack}"'}
 reserve = "32 MiB"
-prewrite = "32 MiB"
-segment_bytes = "16 MiB"
+prewrite = "{self.prewrite}"
+segment_bytes = "{self.segment}"
 {self.more}
 """
         return self.role("storage", name, number, STORAGE_PORT, section, group)
@@ -176,7 +177,7 @@ segment_bytes = "16 MiB"
             options = ["--role", kind, "--address", f"{address}/24", "--interface", "eth0", "--port", str(port)]
             text = run(REEL, "config", "keepalived", *options, "--own", member.host.address, *peers, "--priority", 150 - at * 10).stdout
             config.write_text(text)
-            # It has to live through a kill of the role beside it.
+            member.host.start([REEL, "health", member.address, "--track", f"/run/reel-{kind}.health"], "health.log")
             pid = member.host.dir / "keepalived.pid"
             member.keepalived = member.host.start(["keepalived", "-n", "-l", "-f", config, "-p", pid, "-r", f"{pid}.vrrp"], "keepalived.log")
         until(f"somebody has {address}", lambda: is_well(f"{address}:{port}"), 30)

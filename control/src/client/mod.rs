@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 pub use config::{ClientConfig, Found};
 pub use error::{ClientError, checked};
-pub use trackers::{Trackers, http_client};
+pub use trackers::{PARTIAL, Trackers, http_client};
 pub use transfer::{Progress, Source};
 
 use crate::api::{Address, Addresses, FileView, Files, Groups, Nodes, Purpose};

@@ -9,6 +9,9 @@ use tokio::task::JoinSet;
 
 use super::error::{ClientError, checked};
 
+/// Says that a tracker does not hear nodes of the group that other trackers hear: one of those has the better view.
+pub const PARTIAL: &str = "reel-partial";
+
 /// How long a tracker may be silent before the next one is asked beside it.
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -33,7 +36,7 @@ impl Trackers {
 
     /// `GET path` at the tracker that answered last, then at the others: the next one is asked when one fails,
     /// and beside it when it has not answered after [`PATIENCE`]. An answer below 500 is final; 503 is, when all
-    /// say so.
+    /// say so. An answer by a worse view ([`PARTIAL`]) is used only when there is no better one.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let count = self.addresses.len();
         let first = self.last.load(Ordering::Relaxed);
@@ -41,11 +44,12 @@ impl Trackers {
         // Those that are still asked when an answer has come are dropped with it.
         let mut asked = JoinSet::new();
         let mut last = ClientError::Nobody("tracker");
+        let mut partial = None;
         loop {
             if let Some(index) = others.next() {
                 asked.spawn(self.clone().ask(index, path.to_owned()));
             } else if asked.is_empty() {
-                return Err(last);
+                return partial.ok_or(last);
             }
             let answered = match tokio::time::timeout(PATIENCE, asked.join_next()).await {
                 Ok(Some(Ok(answered))) => answered,
@@ -55,9 +59,13 @@ impl Trackers {
             let (index, answered) = answered;
             match answered {
                 Ok(response) => {
-                    self.last.store(index, Ordering::Relaxed);
+                    let is_partial = response.headers().contains_key(PARTIAL);
                     match response.json().await {
-                        Ok(body) => return Ok(body),
+                        Ok(body) if is_partial => partial = Some(body),
+                        Ok(body) => {
+                            self.last.store(index, Ordering::Relaxed);
+                            return Ok(body);
+                        }
                         Err(error) => last = ClientError::answer(&self.addresses[index], &error),
                     }
                 }

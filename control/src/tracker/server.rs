@@ -5,24 +5,27 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
+use super::others;
 use super::state::Registry;
 use super::users::Users;
-use crate::api::{Address, Addresses, Beat, BeatAnswer, Groups, Nodes, Purpose};
+use crate::api::{Address, Addresses, Beat, BeatAnswer, Groups, HeardView, Nodes, Purpose};
 use crate::catalog::{Catalog, CatalogError};
+use crate::client::PARTIAL;
 use crate::names;
 use crate::placement;
-use crate::serve::{Refusal, base_router};
+use crate::serve::{self, Refusal};
 
 /// How long a question may wait for the catalog; then the last answer stands.
 const CATALOG_WAIT: Duration = Duration::from_millis(1500);
 
-struct Tracker {
+/// What routes share.
+pub(super) struct Tracker {
     cluster: String,
     beat: Duration,
     started: Instant,
@@ -33,8 +36,9 @@ struct Tracker {
     draws: AtomicU64,
 }
 
-/// The tracker's routes. The catalog is connected when it is first needed.
-pub fn router(cluster: String, beat: Duration, catalog_url: String) -> Router {
+/// The tracker's routes. The catalog is connected when it is first needed; `others` are all trackers' `HOST:PORT`.
+/// To be called on a tokio runtime.
+pub fn router(cluster: String, beat: Duration, catalog_url: String, others: Vec<String>) -> Router {
     let tracker = Arc::new(Tracker {
         cluster,
         beat,
@@ -45,14 +49,20 @@ pub fn router(cluster: String, beat: Duration, catalog_url: String) -> Router {
         catalog: tokio::sync::OnceCell::new(),
         draws: AtomicU64::new(u64::from(std::process::id())),
     });
+    if others.len() > 1 {
+        tokio::spawn(others::run(Arc::clone(&tracker), others, beat));
+    }
     Router::new()
         .route("/-/v1/join", post(join))
         .route("/-/v1/beat", post(hear))
         .route("/-/v1/nodes", get(nodes))
         .route("/-/v1/groups", get(groups))
         .route("/-/v1/addresses", get(addresses))
+        .route("/-/v1/heard", get(heard))
+        .route("/-/v1/beats", get(beats))
+        .route("/-/health", get(health))
         .with_state(tracker)
-        .merge(base_router())
+        .merge(serve::metrics_router())
 }
 
 impl Tracker {
@@ -62,6 +72,22 @@ impl Tracker {
 
     async fn catalog(&self) -> Result<&Catalog, CatalogError> {
         self.catalog.get_or_try_init(|| Catalog::open(&self.catalog_url)).await
+    }
+
+    /// [`Registry::compare`], now.
+    pub(super) fn compare(&self, theirs: &[HeardView]) -> Vec<u32> {
+        self.registry.lock().compare(theirs, self.now())
+    }
+
+    /// [`Registry::learn`], now.
+    pub(super) fn learn(&self, beats: Vec<Beat>) {
+        self.registry.lock().learn(beats, self.now());
+    }
+
+    /// Says in the metrics how good this tracker's view is.
+    pub(super) fn note_view(&self) {
+        let unheard = self.registry.lock().unheard(None, self.now()).len();
+        metrics::gauge!("reel_tracker_unheard_nodes").set(unheard as f64);
     }
 
     /// A number that spreads answers; it need not be a good one.
@@ -163,6 +189,36 @@ async fn nodes(
     Json(Nodes { cluster: tracker.cluster.clone(), nodes })
 }
 
+async fn heard(State(tracker): State<Arc<Tracker>>) -> Json<Vec<HeardView>> {
+    Json(tracker.registry.lock().heard(tracker.now()))
+}
+
+#[derive(Deserialize)]
+struct BeatsQuery {
+    #[serde(default)]
+    ids: String,
+}
+
+async fn beats(
+    State(tracker): State<Arc<Tracker>>,
+    Query(query): Query<BeatsQuery>,
+) -> Json<Vec<Beat>> {
+    let ids: Vec<u32> = query.ids.split(',').filter_map(|id| id.parse().ok()).collect();
+    Json(tracker.registry.lock().beats(&ids))
+}
+
+/// A tracker that is cut off from nodes which others hear is alive, and says so; a shared address had better be at
+/// another one.
+async fn health(State(tracker): State<Arc<Tracker>>) -> (StatusCode, Json<serde_json::Value>) {
+    let unheard = tracker.registry.lock().unheard(None, tracker.now());
+    if unheard.is_empty() {
+        return (StatusCode::OK, Json(serde_json::json!({"status": "ok"})));
+    }
+    let status = "other trackers hear nodes that this one does not";
+    let body = serde_json::json!({"status": status, "unheard": unheard});
+    (StatusCode::SERVICE_UNAVAILABLE, Json(body))
+}
+
 async fn groups(State(tracker): State<Arc<Tracker>>) -> Json<Groups> {
     Json(Groups { groups: tracker.registry.lock().groups(tracker.now()) })
 }
@@ -177,7 +233,7 @@ struct AddressesQuery {
 async fn addresses(
     State(tracker): State<Arc<Tracker>>,
     Query(query): Query<AddressesQuery>,
-) -> Result<Json<Addresses>, Refusal> {
+) -> Result<(HeaderMap, Json<Addresses>), Refusal> {
     let bad = |message: String| Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message);
     let group = match (&query.user, query.group) {
         (Some(user), None) => {
@@ -201,5 +257,9 @@ async fn addresses(
         let message = format!("no node of group {group} is active");
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no_active_node", message));
     }
-    Ok(Json(Addresses { group, nodes }))
+    let mut head = HeaderMap::new();
+    if !registry.unheard(Some(group), tracker.now()).is_empty() {
+        head.insert(PARTIAL, HeaderValue::from_static("1"));
+    }
+    Ok((head, Json(Addresses { group, nodes })))
 }

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::api::{Beat, GroupView, NodeDetail, NodeState, NodeView};
+use crate::api::{Beat, GroupView, HeardView, NodeDetail, NodeState, NodeView};
 use crate::placement::Candidate;
 
 /// Beats a node may miss before it is offline.
 pub const BEATS_UNTIL_OFFLINE: u32 = 3;
 /// What trackers can agree on about a living node's times: the second.
 const ROUND_MS: u64 = 1_000;
-/// About an offline one's: they may have heard its last beats differently.
-const ROUND_OFFLINE_MS: u64 = 10_000;
 
 /// Why a node is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +38,10 @@ pub struct Registry {
 #[derive(Debug)]
 struct Heard {
     beat: Beat,
-    /// When, by the tracker's own monotonic clock.
-    at: Duration,
+    /// When this tracker heard of it, by its own monotonic clock; `None` when only others told of it.
+    at: Option<Duration>,
+    /// When another tracker last said that it hears it.
+    told: Option<Duration>,
 }
 
 impl Registry {
@@ -69,12 +69,79 @@ impl Registry {
                 return Ok(());
             }
         }
-        self.nodes.insert(beat.node.id, Heard { beat, at: now });
+        self.nodes.insert(beat.node.id, Heard { beat, at: Some(now), told: None });
         Ok(())
     }
 
     fn is_silent(&self, heard: &Heard, now: Duration) -> bool {
-        now.saturating_sub(heard.at) > self.silence
+        heard.at.is_none_or(|at| now.saturating_sub(at) > self.silence)
+    }
+
+    /// What this tracker has heard, in short: for the other trackers.
+    pub fn heard(&self, now: Duration) -> Vec<HeardView> {
+        let view = |(id, heard): (&u32, &Heard)| HeardView {
+            id: *id,
+            sent_ms: heard.beat.sent_ms,
+            heard_ms: heard.at.map(|at| now.saturating_sub(at).as_millis() as u64),
+        };
+        self.nodes.iter().map(view).collect()
+    }
+
+    /// Another tracker says what it has heard. Returns the nodes whose last beats are to be asked for: those that are
+    /// silent here, or unknown, and of which that one knows more.
+    pub fn compare(&mut self, theirs: &[HeardView], now: Duration) -> Vec<u32> {
+        let silence = self.silence.as_millis() as u64;
+        let mut wanted = Vec::new();
+        for view in theirs {
+            let Some(known) = self.nodes.get(&view.id) else {
+                wanted.push(view.id);
+                continue;
+            };
+            let silent = self.is_silent(known, now);
+            if silent && view.sent_ms > known.beat.sent_ms {
+                wanted.push(view.id);
+            }
+            let is_heard = view.heard_ms.is_some_and(|heard| heard <= silence);
+            if let Some(known) = self.nodes.get_mut(&view.id).filter(|_| silent && is_heard) {
+                known.told = Some(now);
+            }
+        }
+        wanted
+    }
+
+    /// The last beats of some nodes: for the other trackers.
+    pub fn beats(&self, ids: &[u32]) -> Vec<Beat> {
+        ids.iter().filter_map(|id| self.nodes.get(id)).map(|heard| heard.beat.clone()).collect()
+    }
+
+    /// Last beats that another tracker has heard. They do not count as heard here: a node that this tracker cannot hear
+    /// stays silent here.
+    pub fn learn(&mut self, beats: Vec<Beat>, now: Duration) {
+        for beat in beats {
+            let id = beat.node.id;
+            match self.nodes.get(&id) {
+                None => {
+                    self.nodes.insert(id, Heard { beat, at: None, told: None });
+                }
+                Some(known) if self.is_silent(known, now) && beat.sent_ms > known.beat.sent_ms => {
+                    let (at, told) = (known.at, known.told);
+                    self.nodes.insert(id, Heard { beat, at, told });
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Nodes (all, or of one group) that are silent here while another tracker hears them: this tracker is cut off
+    /// from them, and another one has the better view.
+    pub fn unheard(&self, group: Option<u32>, now: Duration) -> Vec<u32> {
+        let lately = |told: Duration| now.saturating_sub(told) <= self.silence;
+        self.nodes
+            .iter()
+            .filter(|(_, heard)| group.is_none_or(|group| heard.beat.node.group == group))
+            .filter(|(_, heard)| self.is_silent(heard, now) && heard.told.is_some_and(lately))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     fn state(&self, heard: &Heard, now: Duration) -> NodeState {
@@ -88,14 +155,14 @@ impl Registry {
             .map(|heard| {
                 let state = self.state(heard, now);
                 let since_ms = match state {
-                    NodeState::Offline => heard.beat.sent_ms / ROUND_OFFLINE_MS * ROUND_OFFLINE_MS,
+                    NodeState::Offline => heard.beat.sent_ms,
                     _ => heard.beat.since_ms / ROUND_MS * ROUND_MS,
                 };
                 let detail = detail.then(|| NodeDetail {
                     free: heard.beat.free,
                     load: heard.beat.load,
                     lag: heard.beat.lag,
-                    heard_ms: now.saturating_sub(heard.at).as_millis() as u64,
+                    heard_ms: heard.at.map(|at| now.saturating_sub(at).as_millis() as u64),
                 });
                 NodeView { node: heard.beat.node.clone(), state, since_ms, detail }
             })
@@ -209,5 +276,48 @@ mod tests {
             two.hear(beat(id, "a", sent), SECOND + Duration::from_millis(70)).expect("heard");
         }
         assert_eq!(one.view(SECOND * 2, false), two.view(SECOND * 2, false));
+    }
+
+    #[test]
+    fn a_tracker_that_restarts_learns_of_the_silent_ones_from_another() {
+        let (mut old, mut new) = (Registry::new(SECOND), Registry::new(SECOND));
+        old.hear(beat(1, "a", 10), SECOND).expect("joins");
+        old.hear(beat(2, "a", 20), SECOND * 10).expect("joins");
+        let now = SECOND * 11;
+        new.hear(beat(2, "a", 20), now).expect("beats");
+        let wanted = new.compare(&old.heard(now), now);
+        assert_eq!(wanted, [1]);
+        new.learn(old.beats(&wanted), now);
+        assert_eq!(new.view(now, false), old.view(now, false));
+        assert_eq!(new.view(now, false)[0].state, NodeState::Offline);
+        assert!(new.unheard(None, now).is_empty(), "nobody hears it");
+    }
+
+    #[test]
+    fn the_last_beat_of_a_silent_node_is_the_same_everywhere() {
+        let (mut one, mut two) = (Registry::new(SECOND), Registry::new(SECOND));
+        one.hear(beat(1, "a", 10), SECOND).expect("hears");
+        two.hear(beat(1, "a", 10), SECOND).expect("hears");
+        two.hear(beat(1, "a", 1010), SECOND * 2).expect("hears one more");
+        let now = SECOND * 20;
+        let wanted = one.compare(&two.heard(now), now);
+        one.learn(two.beats(&wanted), now);
+        assert_eq!(two.compare(&one.heard(now), now), [] as [u32; 0]);
+        assert_eq!(one.view(now, false), two.view(now, false));
+    }
+
+    #[test]
+    fn a_tracker_that_is_cut_off_knows_it_and_does_not_pretend() {
+        let (mut here, mut there) = (Registry::new(SECOND), Registry::new(SECOND));
+        here.hear(beat(1, "a", 10), SECOND).expect("hears");
+        let now = SECOND * 20;
+        there.hear(beat(1, "a", 19_000), now).expect("hears");
+        let wanted = here.compare(&there.heard(now), now);
+        here.learn(there.beats(&wanted), now);
+        assert_eq!(here.unheard(None, now), [1]);
+        assert_eq!((here.unheard(Some(1), now).len(), here.unheard(Some(2), now).len()), (1, 0));
+        assert_eq!(here.view(now, false)[0].state, NodeState::Offline);
+        here.hear(beat(1, "a", 21_000), now + SECOND).expect("hears again");
+        assert!(here.unheard(None, now + SECOND).is_empty());
     }
 }
