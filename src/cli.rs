@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use reel_control::config::Span;
+use reel_control::config::{ByteSize, Span};
 
 /// Reelstore: a distributed store for media files that streams them over HTTP.
 ///
@@ -51,6 +51,11 @@ pub enum Command {
     /// Stop the node first. Records carry user, name and version, so the highest version of each name
     /// wins, whatever is in the catalog; running it twice changes nothing.
     RebuildCatalog(RebuildCatalogArgs),
+    /// Moves files from one group to another while everything runs
+    ///
+    /// Each file is copied and checked, then its row is switched, then the old object goes: readers find it at every
+    /// moment. Ended in the middle, it is gone on with by running it again.
+    Rebalance(RebalanceArgs),
     /// Checks a configuration, or prints an example
     Config(ConfigArgs),
     /// Uploads files
@@ -95,6 +100,7 @@ impl Command {
             Self::Rm(args) => Some(args.client.clone()),
             Self::Ls(args) => Some(args.client.clone()),
             Self::Import(args) => Some(args.client.clone()),
+            Self::Rebalance(args) => Some(args.client.clone()),
             Self::Groups(options) | Self::Nodes(options) | Self::Status(options) => {
                 Some(options.clone())
             }
@@ -197,6 +203,36 @@ pub struct RebuildCatalogArgs {
     /// Prints JSON for programs instead of text for people
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RebalanceArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// The group that has the files
+    #[arg(long, value_name = "GROUP")]
+    pub from: u32,
+    /// The group that gets them
+    #[arg(long, value_name = "GROUP")]
+    pub to: u32,
+    /// The catalog: sqlite:PATH or postgres://…
+    #[arg(long, value_name = "URL")]
+    pub catalog: String,
+    /// Only this user's files; may be given several times
+    #[arg(long = "user", value_name = "USER")]
+    pub users: Vec<String>,
+    /// Ends when about so much was moved, for example 100GiB
+    #[arg(long, value_name = "SIZE")]
+    pub bytes: Option<ByteSize>,
+    /// Files that are moved at once
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub jobs: u16,
+    /// Also sends new files of the users whose files were moved to the new group
+    #[arg(long)]
+    pub new_files: bool,
+    /// Only says what would be moved
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ mod man;
 mod nodes;
 mod output;
 mod put;
+mod rebalance;
 mod rebuild_catalog;
 mod rm;
 mod roles;
@@ -76,6 +77,7 @@ fn run_client(command: Command) -> Result<(), Failure> {
             Command::Rm(args) => rm::run(&client, &args, json).await,
             Command::Ls(args) => ls::run(&client, &args, json).await,
             Command::Import(args) => import::run(&client, args, json).await,
+            Command::Rebalance(args) => rebalance::run(&client, args, json).await,
             Command::Url(args) => url::run(&client, &args, json).await,
             Command::Groups(_) => groups::run(&client, json).await,
             Command::Status(_) => status::run(&client, json).await,

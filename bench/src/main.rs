@@ -4,6 +4,8 @@
 //! alternating rounds, with its spread.
 
 mod bare;
+mod beats;
+mod catalog;
 mod cluster;
 mod durable_puts;
 mod engine;
@@ -30,6 +32,10 @@ enum Command {
     Viewers(viewers::Args),
     /// What the kernel alone asks for a small answer: one epoll, one read, one send from memory
     Bare(bare::Args),
+    /// The catalog alone, with many rows beside none
+    Catalog(catalog::Args),
+    /// Trackers under the beats of many nodes
+    Beats(beats::Args),
     /// What the disk does without us: one appended write + fdatasync each, a second
     Floor(floor::Args),
     /// A large file up and down beside the storage node's anonymous memory
@@ -49,6 +55,8 @@ fn main() -> std::process::ExitCode {
         Command::DurablePuts(args) => durable_puts::run(&args),
         Command::Viewers(args) => viewers::run(&args),
         Command::Bare(args) => bare::run(&args),
+        Command::Catalog(args) => catalog::run(&args),
+        Command::Beats(args) => beats::run(&args),
         Command::Floor(args) => floor::run(&args),
         Command::Large(args) => large::run(&args),
         Command::EnginePuts(args) => engine::run_puts(&args),

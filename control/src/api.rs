@@ -220,6 +220,17 @@ pub struct Uploaded {
     pub crc32: String,
 }
 
+/// The answer to `PUT /-/v1/moves/{user}/{name}`: whether the file is held by the asked node's group from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Whether it was moved now.
+    pub moved: bool,
+    /// Its bytes, when it was.
+    pub bytes: u64,
+    /// Why not, when it was not: there is nothing left to do then.
+    pub why: String,
+}
+
 /// One file in a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileView {

@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::format::record::{FIXED_BYTES, MAX_HEAD, RecordHead};
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
 use crate::format::{HEADER_BYTES, trailer};
-use crate::id::ObjectId;
+use crate::id::{ObjectId, SegmentNumber};
 use crate::segment::Segment;
 use crate::segment::scan::{check_place, entry_of};
-use crate::solo::{BlockCrcs, PAYLOAD_AT, SoloFile};
+use crate::solo::{BlockCrcs, Ending, PAYLOAD_AT, SoloFile};
 use crate::store::{Known, Store};
 
 /// A record that arrived and is durable here.
@@ -153,96 +153,53 @@ fn parse_records(segment: &Segment, bytes: &[u8], base: u64) -> Result<(Vec<Reco
     Ok((records, used))
 }
 
-/// The copy of a solo segment, being filled. Dropping it removes what was written, some time later.
-pub struct SoloReplica {
+/// The copy of a solo segment whose payload comes first, as its source receives it. Dropping it removes what was written,
+/// some time later.
+pub struct SoloCopy {
     store: Arc<Store>,
-    known: Known,
+    number: SegmentNumber,
     file: SoloFile,
-    piece: Option<Piece>,
-    /// The header page and the head page, written last.
-    pages: Vec<u8>,
-    head: Option<(SegmentHeader, RecordHead)>,
     crcs: BlockCrcs,
-    hashed: u64,
-    /// What follows the payload.
-    tail: Vec<u8>,
 }
 
-impl SoloReplica {
+impl SoloCopy {
     /// Begins a copy. `Ok(None)`: it is here already.
-    pub async fn open(store: &Arc<Store>, known: &Known) -> Result<Option<Self>> {
-        if store.has(known.number) {
+    pub async fn begin(store: &Arc<Store>, number: SegmentNumber) -> Result<Option<Self>> {
+        if store.has(number) {
             return Ok(None);
         }
-        let (maker, number) = (Arc::clone(store), known.number);
+        let maker = Arc::clone(store);
         // A leftover of an earlier try in this process is begun anew.
         store.pool().run(move || maker.remove(number)).await?;
-        Ok(Some(Self {
-            store: Arc::clone(store),
-            known: known.clone(),
-            file: SoloFile::create(store, number).await?,
-            piece: None,
-            pages: Vec::new(),
-            head: None,
-            crcs: BlockCrcs::default(),
-            hashed: 0,
-            tail: Vec::new(),
-        }))
+        let file = SoloFile::create(store, number).await?;
+        Ok(Some(Self { store: Arc::clone(store), number, file, crcs: BlockCrcs::default() }))
     }
 
-    /// The offset to pull from next.
-    pub fn next_offset(&self) -> u64 {
-        self.pages.len() as u64 + self.hashed + self.tail.len() as u64
+    /// An empty buffer for the next piece of the payload.
+    pub fn piece(&mut self) -> Piece {
+        self.file.piece()
     }
 
-    /// Takes the next bytes of the source's file.
-    pub async fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut bytes = bytes;
-        if self.pages.len() < PAYLOAD_AT as usize {
-            let missing = PAYLOAD_AT as usize - self.pages.len();
-            let (now, rest) = bytes.split_at(bytes.len().min(missing));
-            self.pages.extend_from_slice(now);
-            bytes = rest;
-            if self.pages.len() == PAYLOAD_AT as usize {
-                self.head = Some(self.decode_pages()?);
-            }
-        }
-        let payload_len = self.head.as_ref().map_or(0, |(_, head)| head.payload_len);
-        let of_payload = (payload_len - self.hashed).min(bytes.len() as u64) as usize;
-        let (mut payload, tail) = bytes.split_at(of_payload);
-        self.crcs.update(payload);
-        self.hashed += of_payload as u64;
-        while !payload.is_empty() {
-            let mut piece = self.piece.take().unwrap_or_else(|| self.file.piece());
-            let taken = piece.fill(payload);
-            payload = &payload[taken..];
-            if piece.is_full() {
-                self.file.write(piece).await?;
-            } else {
-                self.piece = Some(piece);
-            }
-        }
-        let room = trailer::trailer_len(payload_len) + crate::format::ALIGN;
-        if (self.tail.len() + tail.len()) as u64 > room {
-            return Err(Error::damaged(
-                self.file.path(),
-                self.next_offset(),
-                "copied segment: too long",
-            ));
-        }
-        self.tail.extend_from_slice(tail);
-        Ok(())
+    /// Takes the next piece of the payload (a full one, unless it is the last) and starts writing it.
+    pub async fn write(&mut self, piece: Piece) -> Result<()> {
+        self.crcs.update(piece.as_ref());
+        self.file.write(piece).await
     }
 
-    fn decode_pages(&self) -> Result<(SegmentHeader, RecordHead)> {
+    /// Bytes of payload taken so far.
+    fn length(&self) -> u64 {
+        self.file.length
+    }
+
+    fn decode_pages(&self, pages: &[u8]) -> Result<(SegmentHeader, RecordHead)> {
         let damaged = |at: u64, error: crate::format::FormatError| {
             Error::damaged(self.file.path(), at, format!("copied segment: {error}"))
         };
-        let header = SegmentHeader::decode(&self.pages).map_err(|error| damaged(0, error))?;
-        let head = RecordHead::decode(&self.pages[HEADER_BYTES as usize..], header.salt)
+        let header = SegmentHeader::decode(pages).map_err(|error| damaged(0, error))?;
+        let head = RecordHead::decode(&pages[HEADER_BYTES as usize..], header.salt)
             .map_err(|error| damaged(HEADER_BYTES, error))?;
-        let fits = header.number == self.known.number
-            && head.segment == self.known.number
+        let fits = header.number == self.number
+            && head.segment == self.number
             && head.head_len as usize == MAX_HEAD
             && header.kind == SegmentKind::Solo;
         if !fits {
@@ -256,36 +213,125 @@ impl SoloReplica {
         self.file.abandon().await
     }
 
-    /// All bytes are here: checks every block, syncs, and makes the object visible. After an error
-    /// what was written is removed some time later.
-    pub async fn finish(mut self) -> Result<Arrived> {
+    /// All of the payload is here: checks every block, syncs, and makes the object visible. Returns its segment's length
+    /// too. After an error what was written is removed some time later.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when a block is not as its source wrote it, or the ending is another one's.
+    pub async fn finish(mut self, ending: Ending) -> Result<(Arrived, u64)> {
         let path = self.file.path().to_owned();
-        let Some((header, head)) = self.head.take() else {
-            return Err(Error::damaged(&path, self.next_offset(), "copied segment: too short"));
-        };
-        if let Some(piece) = self.piece.take() {
-            self.file.write(piece).await?;
+        let Ending { tail, pages } = ending;
+        if pages.len() < PAYLOAD_AT as usize {
+            return Err(Error::damaged(&path, 0, "copied segment: too short"));
+        }
+        let (header, head) = self.decode_pages(&pages)?;
+        if head.payload_len != self.length() {
+            return Err(Error::damaged(
+                &path,
+                PAYLOAD_AT + self.length(),
+                "copied segment: too short",
+            ));
         }
         let (blocks, crc) = std::mem::take(&mut self.crcs).finish();
         let padding = (crate::format::align(head.payload_len) - head.payload_len) as usize;
         let trailer_at = PAYLOAD_AT + head.payload_len + padding as u64;
-        let expected = trailer::decode(self.tail.get(padding..).unwrap_or(&[]), head.payload_len)
+        let expected = trailer::decode(tail.get(padding..).unwrap_or(&[]), head.payload_len)
             .map_err(|error| {
-            Error::damaged(&path, trailer_at, format!("copied segment: {error}"))
-        })?;
+                Error::damaged(&path, trailer_at, format!("copied segment: {error}"))
+            })?;
         if expected != blocks || crc != head.payload_crc {
             let block = expected.iter().zip(&blocks).position(|(a, b)| a != b).unwrap_or(0);
             let at = PAYLOAD_AT + block as u64 * trailer::BLOCK_BYTES;
             return Err(Error::damaged(&path, at, "copied segment: checksum mismatch in a block"));
         }
-        let end = self.file.finish_payload(std::mem::take(&mut self.tail)).await?;
+        let end = self.file.finish_payload(tail).await?;
         let (user, name, version) = (head.user.clone(), head.name.clone(), head.version);
         let content = Segment::solo(head, blocks);
-        let pages = std::mem::take(&mut self.pages);
         let segment = self.file.complete(pages, header, content, end, 0).await?;
         self.store.clock().observe(version);
         let store = Arc::clone(&self.store);
         self.store.pool().run(move || store.seal_copy(&segment)).await?;
-        Ok(Arrived { user, name, version, target: None })
+        Ok((Arrived { user, name, version, target: None }, end))
+    }
+}
+
+/// The copy of a solo segment that is complete at its source, pulled from its first byte on. Dropping it removes what
+/// was written, some time later.
+pub struct SoloReplica {
+    copy: SoloCopy,
+    piece: Option<Piece>,
+    /// The header page and the head page, written last.
+    pages: Vec<u8>,
+    payload_len: u64,
+    taken: u64,
+    /// What follows the payload.
+    tail: Vec<u8>,
+}
+
+impl SoloReplica {
+    /// Begins a copy. `Ok(None)`: it is here already.
+    pub async fn open(store: &Arc<Store>, known: &Known) -> Result<Option<Self>> {
+        let copy = SoloCopy::begin(store, known.number).await?;
+        Ok(copy.map(|copy| Self {
+            copy,
+            piece: None,
+            pages: Vec::new(),
+            payload_len: 0,
+            taken: 0,
+            tail: Vec::new(),
+        }))
+    }
+
+    /// The offset to pull from next.
+    pub fn next_offset(&self) -> u64 {
+        self.pages.len() as u64 + self.taken + self.tail.len() as u64
+    }
+
+    /// Takes the next bytes of the source's file.
+    pub async fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut bytes = bytes;
+        if self.pages.len() < PAYLOAD_AT as usize {
+            let missing = PAYLOAD_AT as usize - self.pages.len();
+            let (now, rest) = bytes.split_at(bytes.len().min(missing));
+            self.pages.extend_from_slice(now);
+            bytes = rest;
+            if self.pages.len() == PAYLOAD_AT as usize {
+                self.payload_len = self.copy.decode_pages(&self.pages)?.1.payload_len;
+            }
+        }
+        let of_payload = (self.payload_len - self.taken).min(bytes.len() as u64) as usize;
+        let (mut payload, tail) = bytes.split_at(of_payload);
+        self.taken += of_payload as u64;
+        while !payload.is_empty() {
+            let mut piece = self.piece.take().unwrap_or_else(|| self.copy.piece());
+            let taken = piece.fill(payload);
+            payload = &payload[taken..];
+            if piece.is_full() {
+                self.copy.write(piece).await?;
+            } else {
+                self.piece = Some(piece);
+            }
+        }
+        let room = trailer::trailer_len(self.payload_len) + crate::format::ALIGN;
+        if (self.tail.len() + tail.len()) as u64 > room {
+            let path = self.copy.file.path();
+            return Err(Error::damaged(path, self.next_offset(), "copied segment: too long"));
+        }
+        self.tail.extend_from_slice(tail);
+        Ok(())
+    }
+
+    /// Removes what was written; only then may another try begin.
+    pub async fn abandon(self) -> Result<()> {
+        self.copy.abandon().await
+    }
+
+    /// All bytes are here: [`SoloCopy::finish`].
+    pub async fn finish(mut self) -> Result<Arrived> {
+        if let Some(piece) = self.piece.take() {
+            self.copy.write(piece).await?;
+        }
+        let ending = Ending { tail: self.tail, pages: self.pages };
+        Ok(self.copy.finish(ending).await?.0)
     }
 }

@@ -272,6 +272,22 @@ impl Drop for SoloFile {
     }
 }
 
+/// What follows the payload in a solo segment, and the two pages before it, which are written last.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    /// From the payload's end to the file's.
+    pub tail: Vec<u8>,
+    /// The header page and the head page.
+    pub pages: Vec<u8>,
+}
+
+impl Ending {
+    /// Bytes of the tail behind a payload of `payload_len`, and of the pages.
+    pub fn lengths(payload_len: u64) -> (u64, u64) {
+        (align(payload_len) - payload_len + trailer::trailer_len(payload_len), PAYLOAD_AT)
+    }
+}
+
 /// A large upload in progress. Dropping it removes what was written.
 pub struct SoloUpload {
     store: Arc<Store>,
@@ -313,14 +329,28 @@ impl SoloUpload {
         self.file.write(piece).await
     }
 
+    /// The segment it becomes.
+    pub fn number(&self) -> SegmentNumber {
+        self.file.number
+    }
+
     /// CRC-32 of what was taken, and the rest of the record, made durable and visible. `draft`'s
     /// payload is ignored.
-    pub async fn finish(mut self, draft: Draft) -> Result<(Stored, u32)> {
+    pub async fn finish(self, draft: Draft) -> Result<(Stored, u32)> {
+        self.finish_telling(draft, |_| {}).await
+    }
+
+    /// [`SoloUpload::finish`]; `ending` is called with what a copy of the payload lacks
+    /// ([`crate::replica::SoloCopy::finish`]) before that is durable here.
+    pub async fn finish_telling(
+        mut self,
+        draft: Draft,
+        ending: impl FnOnce(Ending),
+    ) -> Result<(Stored, u32)> {
         let (blocks, payload_crc) = std::mem::take(&mut self.crcs).finish();
         let length = self.file.length;
         let mut tail = vec![0; (align(length) - length) as usize];
         tail.extend_from_slice(&trailer::encode(length, &blocks));
-        let end = self.file.finish_payload(tail).await?;
         let number = self.file.number;
         let header = self.store.header(number, SegmentKind::Solo)?;
         let head = RecordHead {
@@ -341,6 +371,8 @@ impl SoloUpload {
         };
         let mut pages = header.encode();
         head.encode(header.salt, &mut pages);
+        ending(Ending { tail: tail.clone(), pages: pages.clone() });
+        let end = self.file.finish_payload(tail).await?;
         let content = Segment::solo(head, blocks);
         let segment = self.file.complete(pages, header, content, end, 1).await?;
         Ok((Stored { object: number.object(0), segment, end }, payload_crc))

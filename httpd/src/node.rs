@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
 use crate::gateway::{Gateway, GatewayShard};
-use crate::replicate::run_followers;
+use crate::replicate::{Copying, run_followers};
 use crate::shard::{self, Stop};
 use crate::side::Side;
 use crate::storage::{
@@ -146,6 +146,7 @@ pub fn run_storage(
         epochs: Epochs::new(),
         acks: Acks::default(),
         following: Following::new(),
+        copying: Copying::default(),
         access_log,
         boot,
         config,

@@ -12,6 +12,7 @@ mod cluster;
 mod crash;
 mod disks;
 mod gateway;
+mod groups;
 mod harness;
 mod hostile;
 mod protocol;

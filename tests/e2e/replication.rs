@@ -137,6 +137,60 @@ fn an_answered_upload_is_on_both_nodes_with_ack_2() {
 }
 
 #[test]
+fn an_upload_that_too_few_nodes_could_hold_is_refused_or_says_so() {
+    let base = Base::start();
+    let one = base.storage(101, "one", "ack = 2");
+    let refused = put(&one.address, "/ann/x", b"bytes").unwrap();
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.json()["error"], "too_few_nodes");
+    assert_eq!(get(&one.address, "/ann/x").unwrap().status, 404, "nothing was stored");
+    one.kill();
+    let one = eventually("it may join again", || {
+        let config = base.storage_config(101, "one", "ack = 2\nack_degraded = \"warn\"");
+        Role::start("storage", base.dir.path(), &config).ok()
+    });
+    crate::harness::wait_healthy(&one.address);
+    let warned = put(&one.address, "/ann/x", b"bytes").unwrap();
+    assert_eq!((warned.status, warned.field("reel-degraded")), (201, "held by 1 nodes of 2"));
+    let two = base.storage(102, "two", "ack = 2");
+    let full = eventually("the peer is known", || {
+        let answer = put(&one.address, "/ann/y", b"bytes").unwrap();
+        (answer.status < 300 && answer.field("reel-degraded").is_empty()).then_some(answer)
+    });
+    assert!(by_id(&two, full.json()["object"].as_str().unwrap()).is_some());
+}
+
+#[test]
+fn a_large_upload_is_sent_to_the_peers_while_it_comes_in() {
+    let base = Base::start();
+    let one = base.storage(101, "one", "ack = 2");
+    let two = base.storage(102, "two", "ack = 2");
+    let body = bytes(5, 20_000_123);
+    let first = eventually("the peer is known", || {
+        let answer = put(&one.address, "/ann/film", &body).unwrap();
+        (answer.status < 300).then_some(answer)
+    });
+    assert!(by_id(&two, first.json()["object"].as_str().unwrap()).unwrap() == body);
+    let metrics = String::from_utf8(get(&two.address, "/-/metrics").unwrap().body).unwrap();
+    let copies = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("reel_copies_received_total ")?.parse::<u32>().ok());
+    assert_eq!(copies, Some(1), "it was pushed, not pulled");
+    // A client that goes away in the middle leaves nothing at either.
+    let segments = || get(&two.address, "/-/health").unwrap().json()["segments"].as_u64().unwrap();
+    let before = segments();
+    {
+        use std::io::Write;
+        let mut stream = std::net::TcpStream::connect(&one.address).unwrap();
+        let head = "PUT /ann/broken HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&body[..9_000_000]).unwrap();
+    }
+    eventually("the broken copy is gone", || (segments() == before).then_some(()));
+    assert_eq!(get(&two.address, "/ann/broken").unwrap().status, 404);
+}
+
+#[test]
 fn trackers_show_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let up = crate::harness::Up::start(

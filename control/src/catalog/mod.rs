@@ -276,6 +276,14 @@ impl Catalog {
         }
     }
 
+    /// A known user's new files go to `group` from now on.
+    pub async fn move_user(&self, user: &str, group: u32) -> Result<()> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.move_user(user, group).await,
+            Self::Postgres(postgres) => postgres.move_user(user, group).await,
+        }
+    }
+
     /// Takes `count` segment numbers for ever. PostgreSQL only.
     pub async fn take_numbers(&self, count: u64) -> Result<u64> {
         match self {

@@ -179,6 +179,16 @@ impl Sqlite {
             .map_err(away)
     }
 
+    pub(super) async fn move_user(&self, user: &str, group: u32) -> Result<()> {
+        sqlx::query("UPDATE users SET grp = ? WHERE name = ?")
+            .bind(i64::from(group))
+            .bind(user)
+            .execute(&self.writer)
+            .await
+            .map(drop)
+            .map_err(away)
+    }
+
     pub(super) async fn settle_user(&self, user: &str, proposed: u32) -> Result<u32> {
         sqlx::query_scalar::<_, i64>("INSERT INTO users (name, grp) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING grp")
             .bind(user)

@@ -14,7 +14,7 @@ pub use error::{ClientError, checked};
 pub use trackers::{PARTIAL, Trackers, http_client};
 pub use transfer::{Progress, Source};
 
-use crate::api::{Address, Addresses, FileView, Files, Groups, Nodes, Purpose};
+use crate::api::{Address, Addresses, FileView, Files, Groups, Moved, Nodes, Purpose};
 use crate::names;
 use crate::status::Told;
 
@@ -153,6 +153,28 @@ impl Client {
             }
         }
         Err(ClientError::Nobody("node of the file's group"))
+    }
+
+    /// The active nodes of a group.
+    pub async fn nodes_of(&self, group: u32) -> Result<Addresses, ClientError> {
+        self.group_addresses(&group.to_string()).await
+    }
+
+    /// Moves a file to the group of the nodes `to` from that of `from`.
+    pub async fn move_file(
+        &self,
+        (user, name): (&str, &str),
+        to: &Addresses,
+        from: &Addresses,
+    ) -> Result<Moved, ClientError> {
+        let sources: Vec<&str> = from.nodes.iter().map(|node| node.address.as_str()).collect();
+        let path =
+            format!("/-/v1/moves{}?from={}", names::encode_path(user, name), sources.join(","));
+        self.at_any(to, |node| {
+            let request = self.http.put(format!("http://{}{path}", node.address)).body("");
+            async move { json(checked(request.send().await, &node.address).await?, &node.address).await }
+        })
+        .await
     }
 
     /// Tries `call` at one node after the other, in rounds, until one succeeds or the error is

@@ -12,6 +12,15 @@ pub struct ByteSize(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
+impl std::str::FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+            .ok_or_else(|| format!("{text:?} is not a size: write 4096, 64 MiB or 10 GB"))
+    }
+}
+
 impl std::str::FromStr for Span {
     type Err = String;
 

@@ -1,17 +1,21 @@
 //! Keeping a group equal: every node follows its peers' segments by pulling what it lacks, over
 //! HTTP, as a reader would.
 //!
-//! The next pull's offset is the acknowledgement. A node that was away, or is new, catches up the
+//! Large uploads are pushed while they come in ([`push`]). The next pull's offset is the acknowledgement. A node that was away, or is new, catches up the
 //! same way. Following a peer's records is also what keeps the shards' names true.
 
+mod copying;
 mod pull;
+mod push;
 mod serve;
 
 use reel_engine::format::segment_header::SegmentKind;
 use reel_engine::{Known, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use copying::Copying;
 pub(crate) use pull::run_followers;
+pub(crate) use push::Push;
 
 /// Segments of one page.
 const PAGE: usize = 500;

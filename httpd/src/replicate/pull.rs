@@ -12,7 +12,7 @@ use reel_control::agent::Peer;
 use reel_control::api::NodeState;
 use reel_engine::format::segment_header::SegmentKind;
 use reel_engine::replica::{Arrived, PackedReplica, SoloReplica};
-use reel_engine::{Error, Known, SegmentNumber};
+use reel_engine::{Error, Known};
 
 use super::{Changes, SegmentsPage};
 use crate::conn::ConnError;
@@ -53,8 +53,6 @@ struct Followers {
     following: RefCell<HashSet<u32>>,
     /// Peers whose segments were all here once, or that could not be reached.
     caught_up: RefCell<HashSet<u32>>,
-    /// Segments being copied: no two peers give the same one at once.
-    copying: RefCell<HashSet<SegmentNumber>>,
     large: Cell<usize>,
     lag: RefCell<HashMap<u32, Lag>>,
     /// All that a peer wrote until then is here.
@@ -80,7 +78,6 @@ pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
         shard,
         following: RefCell::default(),
         caught_up: RefCell::default(),
-        copying: RefCell::default(),
         large: Cell::new(0),
         lag: RefCell::default(),
         heard: RefCell::default(),
@@ -252,9 +249,7 @@ impl Followers {
         }
         self.lags(peer.id, wanted.iter().map(|(_, missing)| missing).sum());
         for (known, _) in wanted {
-            if !self.copying.borrow_mut().insert(known.number) {
-                continue;
-            }
+            let Some(claim) = self.shard.node.copying.claim(known.number) else { continue };
             if known.kind == SegmentKind::Solo {
                 while self.large.get() >= LARGE_AT_ONCE {
                     monoio::time::sleep(LOOK / 4).await;
@@ -267,11 +262,11 @@ impl Followers {
                         followers.copy_later(address, known.clone());
                     }
                     followers.large.set(followers.large.get() - 1);
-                    followers.copying.borrow_mut().remove(&known.number);
+                    drop(claim);
                 });
             } else {
                 let result = self.copy_packed(peer.address, &known).await;
-                self.copying.borrow_mut().remove(&known.number);
+                drop(claim);
                 result?;
             }
         }
@@ -284,10 +279,8 @@ impl Followers {
         let followers = Rc::clone(self);
         monoio::spawn(async move {
             monoio::time::sleep(RETRY).await;
-            if followers.copying.borrow_mut().insert(known.number) {
-                let result = followers.copy_solo(address, &known).await;
-                followers.copying.borrow_mut().remove(&known.number);
-                match result {
+            if let Some(_claim) = followers.shard.node.copying.claim(known.number) {
+                match followers.copy_solo(address, &known).await {
                     Ok(()) | Err(Broken::Status(404)) => {}
                     // The peer broke off: its next listing offers the segment again.
                     Err(error) => {
@@ -362,7 +355,7 @@ impl Followers {
                 response.conn.read_some(&mut piece, PIECE_BYTES).await?;
                 let arrived = replica.append(&piece).await?;
                 metrics::counter!("reel_replicated_bytes_total").increment(piece.len() as u64);
-                self.take_in(arrived).await?;
+                self.shard.take_in(arrived).await?;
             }
             self.shard.upstreams.give_back(response);
             if sealed {
@@ -384,7 +377,7 @@ impl Followers {
             return Err(error);
         }
         let arrived = replica.finish().await?;
-        self.take_in(vec![arrived]).await?;
+        self.shard.take_in(vec![arrived]).await?;
         let done = self.pull(address, known, known.length).await?;
         self.shard.upstreams.give_back(done);
         Ok(())
@@ -412,11 +405,13 @@ impl Followers {
         }
         Ok(())
     }
+}
 
+impl StorageShard {
     /// Records that arrived: names they concern are not believed any more, objects that their
     /// tombstones name are dead here too.
-    async fn take_in(&self, arrived: Vec<Arrived>) -> Result<(), Broken> {
-        let node = &self.shard.node;
+    pub(super) async fn take_in(&self, arrived: Vec<Arrived>) -> Result<(), Error> {
+        let node = &self.node;
         let mut dead = Vec::new();
         for record in arrived {
             node.epochs.raise(&record.user, &record.name);

@@ -18,7 +18,7 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 /// Bytes of one pull.
 const PULL_BYTES: u64 = 64 << 20;
 
-fn number_of(request: &Request, key: &str) -> Option<u64> {
+pub(super) fn number_of(request: &Request, key: &str) -> Option<u64> {
     query_value(&request.query, key)?.parse().ok()
 }
 
@@ -93,8 +93,8 @@ impl StorageShard {
         }
     }
 
-    /// `GET /-/v1/segments/{number}/bytes?from=F&node=N&generation=G&salt=S`: durable bytes from `from` on, by
-    /// sendfile. `from` acknowledges all before it.
+    /// `GET /-/v1/segments/{number}/bytes?from=F&node=N&generation=G&salt=S`: durable bytes from `from`
+    /// on. `from` acknowledges all before it.
     pub(crate) async fn segment_bytes(
         self: &Rc<Self>,
         conn: &mut Conn,
@@ -147,8 +147,7 @@ impl StorageShard {
         conn.queue(&head.end()).await?;
         if request.method == Method::Get && length > 0 {
             conn.flush_before_file().await?;
-            let file = segment.file().std().ok_or(ConnError::Closed)?;
-            conn.send_file(file, from, length).await?;
+            self.send_raw(conn, &segment, from..from + length).await?;
         }
         Ok(Answered { status: 200, close: false })
     }

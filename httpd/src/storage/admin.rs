@@ -24,6 +24,24 @@ impl StorageShard {
         if request.method == Method::Options {
             return self.answers.preflight(conn, request).await;
         }
+        match request.method {
+            Method::Put => {
+                if let Some(rest) = request.path.strip_prefix("/-/v1/segments/")
+                    && let Some(number) = rest.strip_suffix("/copy")
+                {
+                    return self.take_copy(conn, request, number).await;
+                }
+                if let Some(path) = request.path.strip_prefix("/-/v1/moves") {
+                    return self.take_over_file(conn, request, path).await;
+                }
+            }
+            Method::Delete => {
+                if let Some(id) = request.path.strip_prefix("/-/v1/objects/") {
+                    return self.bury_moved(conn, request, id).await;
+                }
+            }
+            _ => {}
+        }
         if !matches!(request.method, Method::Get | Method::Head) {
             return self.answers.not_allowed(conn, request, "GET, HEAD, OPTIONS").await;
         }

@@ -66,7 +66,7 @@ impl StorageShard {
     }
 
     /// Makes a tombstone durable, and marks its object dead.
-    async fn write_tombstone(
+    pub(super) async fn write_tombstone(
         self: &Rc<Self>,
         kind: RecordKind,
         object: ObjectId,

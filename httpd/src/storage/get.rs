@@ -47,38 +47,30 @@ impl StorageShard {
             Ok(names) => names,
             Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
-        let file = match self.find(&user, &name).await {
-            Ok(Some(file)) => file,
-            Ok(None) => {
-                return self.answers.refuse(conn, request, Problem::not_found(&user, &name)).await;
-            }
-            Err(problem) => return self.answers.refuse(conn, request, problem).await,
-        };
-        if file.row.group != self.node.config.group {
-            let problem = Problem::other_group(file.row.group, self.node.config.group);
-            return self.answers.refuse(conn, request, problem).await;
-        }
-        match self.send_object(conn, request, &file).await? {
-            Some(answered) => Ok(answered),
-            None => {
-                // The object is neither here nor at a peer: perhaps it was replaced meanwhile.
-                self.names.remove(&user, &name);
-                match self.find(&user, &name).await {
-                    Ok(Some(again)) if again.row.object != file.row.object => {
-                        if let Some(answered) = self.send_object(conn, request, &again).await? {
-                            return Ok(answered);
-                        }
-                        self.answers.refuse(conn, request, unreachable_object(&again)).await
-                    }
-                    Ok(Some(_)) => {
-                        self.answers.refuse(conn, request, unreachable_object(&file)).await
-                    }
-                    Ok(None) => {
-                        self.answers.refuse(conn, request, Problem::not_found(&user, &name)).await
-                    }
-                    Err(problem) => self.answers.refuse(conn, request, problem).await,
+        let mut tried = None;
+        loop {
+            let file = match self.find(&user, &name).await {
+                Ok(Some(file)) => file,
+                Ok(None) => {
+                    let problem = Problem::not_found(&user, &name);
+                    return self.answers.refuse(conn, request, problem).await;
                 }
+                Err(problem) => return self.answers.refuse(conn, request, problem).await,
+            };
+            if file.row.group != self.node.config.group {
+                let problem = Problem::other_group(file.row.group, self.node.config.group);
+                return self.answers.refuse(conn, request, problem).await;
             }
+            if tried == Some(file.row.object) {
+                return self.answers.refuse(conn, request, unreachable_object(&file)).await;
+            }
+            if let Some(answered) = self.send_object(conn, request, &file).await? {
+                return Ok(answered);
+            }
+            // The object is neither here nor at a peer: perhaps it was replaced, deleted or moved to another group
+            // meanwhile. What is remembered is forgotten, so the catalog says.
+            self.names.remove(&user, &name);
+            tried = Some(file.row.object);
         }
     }
 

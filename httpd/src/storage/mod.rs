@@ -7,10 +7,12 @@ mod delete;
 mod following;
 mod get;
 mod hot;
+mod moves;
 mod names;
 mod offer;
 mod put;
 mod quorum;
+mod raw;
 mod repair;
 mod source;
 mod stage;
@@ -41,6 +43,7 @@ use crate::access_log::AccessLog;
 use crate::answer::Answers;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
+use crate::replicate::Copying;
 use crate::shard::{Answered, Service};
 use crate::tally::RequestMetrics;
 use crate::upstream::Upstreams;
@@ -67,6 +70,7 @@ pub(crate) struct Node {
     pub(crate) leases: Arc<reel_control::agent::LeasePool>,
     pub(crate) acks: Acks,
     pub(crate) following: Following,
+    pub(crate) copying: Copying,
     pub(crate) access_log: Option<Arc<AccessLog>>,
     /// Tells two lives of a node apart for followers.
     pub(crate) boot: String,

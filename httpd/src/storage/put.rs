@@ -23,6 +23,7 @@ use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::conditions::allows_write;
 use crate::http::request::{Framing, Request};
+use crate::replicate::Push;
 use crate::shard::Answered;
 
 /// How long an upload waits for memory (`upload_memory`).
@@ -206,7 +207,7 @@ impl StorageShard {
 
     /// Counts memory of an upload, given back when the guard is dropped. Waits a while for
     /// others to end: meanwhile the body stays in the sender's and the kernel's buffers.
-    async fn hold(self: &Rc<Self>, bytes: u64) -> Result<Held, Problem> {
+    pub(super) async fn hold(self: &Rc<Self>, bytes: u64) -> Result<Held, Problem> {
         let deadline = Instant::now() + MEMORY_WAIT;
         loop {
             let held = self.upload_bytes.get() + bytes;
@@ -259,6 +260,11 @@ impl StorageShard {
         first: Vec<u8>,
     ) -> Result<Done, Failed> {
         let mut solo = SoloUpload::begin(&self.node.store).await?;
+        // A chunked one of unknown length the peers pull when it is here.
+        let mut push = conn.body.remaining().map(|left| {
+            let payload = first.len() as u64 + left;
+            Push::begin(self, solo.number(), payload, self.needed_peers())
+        });
         let refused = |error: reel_engine::Error| Problem { close: true, ..error.into() };
         let mut first = first.as_slice();
         loop {
@@ -274,6 +280,9 @@ impl StorageShard {
                 let message = format!("an upload may have {limit} bytes here");
                 let problem = Problem::new(413, "too_large", message);
                 return Err(Problem { close: true, ..problem }.into());
+            }
+            if let Some(push) = push.as_mut().filter(|push| push.is_wanted()) {
+                push.feed(Bytes::copy_from_slice(piece.as_ref())).await;
             }
             solo.write(piece).await.map_err(refused)?;
             if first.is_empty() && conn.body.is_done() {
@@ -294,7 +303,12 @@ impl StorageShard {
             let found = solo.crc();
             compare_crc(expected, found)?;
         }
-        let (stored, crc) = solo.finish(draft).await?;
+        let told = |ending| {
+            if let Some(push) = push {
+                push.end(ending);
+            }
+        };
+        let (stored, crc) = solo.finish_telling(draft, told).await?;
         let row = self.row(&upload, &stored, bytes, crc, version, modified_ms);
         let uploaded = uploaded(&row);
         match self.enter(row, &upload, stored).await? {
@@ -373,13 +387,13 @@ impl StorageShard {
     }
 
     /// The name is this row from now on, on every shard.
-    fn remember(&self, row: &Row) {
+    pub(super) fn remember(&self, row: &Row) {
         let epoch = self.node.epochs.raise(&row.user, &row.name);
         self.names.insert(row.clone(), &self.node.epochs, epoch);
     }
 
     /// Writes the row again until the catalog says what became of it.
-    fn settle_later(self: &Rc<Self>, write: Write, stored: Stored) {
+    pub(super) fn settle_later(self: &Rc<Self>, write: Write, stored: Stored) {
         let shard = Rc::clone(self);
         monoio::spawn(async move {
             shard.apply_until_known(write, stored.object).await;
@@ -401,7 +415,7 @@ enum Entered {
 }
 
 /// Memory of an upload.
-struct Held {
+pub(super) struct Held {
     shard: Rc<StorageShard>,
     bytes: u64,
 }

@@ -47,6 +47,12 @@ impl StorageShard {
         Quorum::of(self.node.config.ack, self.node.peers.read().as_deref())
     }
 
+    /// Peers that must hold an upload before it is answered.
+    pub(super) fn needed_peers(&self) -> usize {
+        let quorum = self.quorum();
+        quorum.asked.min(quorum.alive)
+    }
+
     /// Before the body: an upload that could not be confirmed is not begun.
     pub(super) fn check_quorum(&self) -> Result<(), Problem> {
         let quorum = self.quorum();

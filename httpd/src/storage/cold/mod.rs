@@ -77,6 +77,20 @@ enum State {
     Failed(Error),
 }
 
+/// Bytes of a segment's file, unchecked.
+pub(super) struct Raw {
+    lent: Option<Lent>,
+    before: usize,
+    length: usize,
+}
+
+impl Raw {
+    pub(super) fn bytes(&self) -> &[u8] {
+        let bytes = self.lent.as_ref().map_or(&[][..], Lent::bytes);
+        bytes.get(self.before..self.before + self.length).unwrap_or(&[])
+    }
+}
+
 /// A viewer's hold on a block: its buffer is used again when the last one is dropped.
 pub(super) struct Block {
     cold: Rc<Cold>,
@@ -236,6 +250,24 @@ impl Cold {
             held.read.waiting.take().into_iter().for_each(Waker::wake);
         });
         block
+    }
+
+    /// Reads bytes of a segment's file (at most a block's) as they are, unchecked; waits for a buffer, not for the disk.
+    pub(super) async fn read_raw(
+        &self,
+        segment: &Arc<Segment>,
+        at: u64,
+        length: u64,
+    ) -> Result<Raw, Error> {
+        if length == 0 {
+            return Ok(Raw { lent: None, before: 0, length: 0 });
+        }
+        let reader = self.reader(segment).await?;
+        let mut lent = self.pool.take().await;
+        let (result, buffer) = reader.read(lent.take_out(), at, length).await;
+        lent.put_back(buffer);
+        self.bytes.increment(length);
+        Ok(Raw { before: result?, lent: Some(lent), length: length as usize })
     }
 
     async fn reader(&self, segment: &Arc<Segment>) -> Result<Rc<ShardReader>, Error> {
