@@ -107,9 +107,13 @@ impl Followers {
         }
         self.offline.replace(offline);
         let heard = self.heard.borrow();
-        let until = peers.iter().map(|peer| heard.get(&peer.id).copied()).min();
-        // Without peers nobody else writes.
-        self.shard.node.following.is_until(until.unwrap_or(Some(Instant::now())));
+        let until = |offline_too: bool| {
+            let counts = |peer: &&Peer| offline_too || peer.state != NodeState::Offline;
+            let heard = peers.iter().filter(counts).map(|peer| heard.get(&peer.id).copied()).min();
+            // Without peers nobody else writes.
+            heard.unwrap_or(Some(Instant::now()))
+        };
+        self.shard.node.following.is_until(until(true), until(false));
         for peer in &peers {
             if peer.state != NodeState::Offline && self.following.borrow_mut().insert(peer.id) {
                 let (followers, peer) = (Rc::clone(self), peer.clone());
@@ -192,6 +196,7 @@ impl Followers {
             *tries = 0;
             if changes.reset {
                 self.copy_all(peer).await?;
+                self.shard.node.following.doubt(Instant::now());
                 self.caught_up.borrow_mut().insert(peer.id);
             }
             (boot, mark) = (changes.boot, changes.mark);

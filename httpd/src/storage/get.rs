@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reel_control::api::NodeState;
 use reel_control::catalog::CatalogError;
@@ -111,8 +111,13 @@ impl StorageShard {
                 self.names.remove(user, name);
                 Ok(None)
             }
-            // Without the catalog what was seen lately is still served.
-            Err(error) => stale.map(Some).ok_or_else(|| error.into()),
+            // Without the catalog what was seen lately is still served, by nodes that hear their peers.
+            Err(error) => match stale {
+                Some(file) if self.node.following.hears_the_living(Instant::now()) => {
+                    Ok(Some(file))
+                }
+                _ => Err(error.into()),
+            },
         }
     }
 

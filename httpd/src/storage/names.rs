@@ -195,7 +195,7 @@ impl NameCache {
         let epoch = epochs.stripes[entry.stripe as usize].load(Ordering::Acquire);
         // Who finds it aged first asks the catalog; until that answers, it is used.
         let aged = now.saturating_duration_since(entry.asked) > self.age
-            && (!entry.asking.get() || !following.is_current(now));
+            && (!entry.asking.get() || !following.vouches_for(entry.asked, now));
         if entry.epoch != epoch || aged {
             return None;
         }
@@ -228,7 +228,7 @@ impl NameCache {
         };
         let now = Instant::now();
         let aged = now.saturating_duration_since(entry.asked) > self.age;
-        if entry.epoch != epoch || aged && !following.is_current(now) {
+        if entry.epoch != epoch || aged && !following.vouches_for(entry.asked, now) {
             self.misses.add(1);
             return Remembered::Stale(entry.file);
         }
@@ -285,7 +285,8 @@ mod tests {
 
     fn current() -> Following {
         let following = Following::new();
-        following.is_until(Some(Instant::now()));
+        let now = Some(Instant::now());
+        following.is_until(now, now);
         following
     }
 
