@@ -258,13 +258,15 @@ async fn fetch_lease(
 /// Keeps the list of peers current, for ever.
 pub async fn run_peers(options: AgentOptions, status: Arc<NodeStatus>, peers: Peers) {
     let trackers = Trackers::new(options.trackers.clone(), options.beat * 2);
+    let path = format!("/-/v1/nodes?group={}", status.info.group);
     loop {
-        match trackers.get::<Nodes>("/-/v1/nodes").await {
+        match trackers.get::<Nodes>(&path).await {
             Ok(nodes) => {
                 let found = nodes
                     .nodes
                     .into_iter()
                     .filter(|view| {
+                        // A tracker of an earlier version gives all.
                         view.node.group == status.info.group && view.node.id != status.info.id
                     })
                     .filter_map(|view| {

@@ -295,6 +295,7 @@ def main():
     parser.add_argument("--readers", type=int, default=4)
     parser.add_argument("--names", type=int, default=100, help="names of each writer")
     parser.add_argument("--no-virtual", action="store_true", help="without Keepalived: clients know all HTTP servers")
+    parser.add_argument("--times", choices=["judge", "say"], default="judge", help="say: only what was promised about bytes is judged (for machines that do other work too)")
     parser.add_argument("--logs", help="a folder that the processes' logs are copied to at the end")
     args = parser.parse_args()
     hosts.enter("the fault run")
@@ -338,7 +339,8 @@ def main():
             for host in lab.hosts.values():
                 for log in host.dir.glob("*.log"):
                     (folder / f"{host.name}-{log.name}").write_bytes(log.read_bytes())
-        kept = not run.wrong and run.counts["gets failed"] <= len(took) * 0.0001 and worst_gap <= 1.0
+        in_time = run.counts["gets failed"] <= len(took) * 0.0001 and worst_gap <= 1.0
+        kept = not run.wrong and (in_time or args.times == "say")
         say(f"{'kept' if kept else 'NOT kept'}: {len(run.wrong)} wrong (lost, old, back, wrong bytes, not healed); seed {seed}")
         sys.exit(0 if kept else 1)
 

@@ -5,20 +5,12 @@ import shutil
 from hosts import run, say, until
 
 VOLUME = "reel"
-# Why each: see tuning/glusterfs/README.md.
-OPTIONS = {
-    "performance.write-behind": "off",
-    "performance.quick-read": "off",
-    "performance.io-cache": "off",
-    "performance.open-behind": "off",
-    "network.ping-timeout": "5",
-    "cluster.quorum-type": "auto",
-    "cluster.favorite-child-policy": "none",
-}
 
 
 class Volume:
-    def __init__(self, hosts, options=None, mount="mnt"):
+    """Stock options, as `volume create` leaves them."""
+
+    def __init__(self, hosts, mount="mnt"):
         if shutil.which("glusterd") is None:
             raise SystemExit("needs glusterd (apt-get install glusterfs-server)")
         self.hosts = hosts
@@ -40,8 +32,6 @@ class Volume:
         until("the pool", connected)
         bricks = [f"{host.address}:{host.dir}/brick" for host in hosts]
         until("the volume", lambda: first.run("gluster", "--mode=script", "volume", "create", VOLUME, "replica", len(hosts), *bricks, "force", check=False).returncode == 0)
-        for key, value in (OPTIONS if options is None else options).items():
-            first.run("gluster", "volume", "set", VOLUME, key, value)
         first.run("gluster", "volume", "start", VOLUME)
         self.mount = {}
         for host in hosts:

@@ -179,13 +179,15 @@ async fn hear(
 struct NodesQuery {
     #[serde(default)]
     detail: u8,
+    group: Option<u32>,
 }
 
 async fn nodes(
     State(tracker): State<Arc<Tracker>>,
     Query(query): Query<NodesQuery>,
 ) -> Json<Nodes> {
-    let nodes = tracker.registry.lock().view(tracker.now(), query.detail > 0);
+    let mut nodes = tracker.registry.lock().view(tracker.now(), query.detail > 0);
+    nodes.retain(|view| query.group.is_none_or(|group| view.node.group == group));
     Json(Nodes { cluster: tracker.cluster.clone(), nodes })
 }
 
