@@ -76,6 +76,8 @@ pub enum Command {
     Groups(ClientOptions),
     /// Lists the storage nodes
     Nodes(ClientOptions),
+    /// Does something about one storage node
+    Node(NodeArgs),
     /// The cluster on one screen: groups, nodes, and what is wrong with them
     ///
     /// Exit codes: 0 all is well, 1 something is wrong (each problem is said, the worst first, with what to do).
@@ -100,6 +102,7 @@ impl Command {
             Self::Rm(args) => Some(args.client.clone()),
             Self::Ls(args) => Some(args.client.clone()),
             Self::Import(args) => Some(args.client.clone()),
+            Self::Node(args) => Some(args.client.clone()),
             Self::Rebalance(args) => Some(args.client.clone()),
             Self::Groups(options) | Self::Nodes(options) | Self::Status(options) => {
                 Some(options.clone())
@@ -203,6 +206,26 @@ pub struct RebuildCatalogArgs {
     /// Prints JSON for programs instead of text for people
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    #[command(subcommand)]
+    pub action: NodeAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NodeAction {
+    /// A node that is silent is gone for good: trackers forget it, and uploads wait for it no more
+    ///
+    /// Its group's other nodes hold what it held. An empty node with the same id takes its place without this: it fills
+    /// itself up. Should a retired node ever start again, it joins again and catches up.
+    Retire {
+        /// The node's id
+        id: u32,
+    },
 }
 
 #[derive(Debug, Args)]

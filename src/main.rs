@@ -11,6 +11,7 @@ mod import;
 mod keepalived;
 mod ls;
 mod man;
+mod node;
 mod nodes;
 mod output;
 mod put;
@@ -81,6 +82,7 @@ fn run_client(command: Command) -> Result<(), Failure> {
             Command::Url(args) => url::run(&client, &args, json).await,
             Command::Groups(_) => groups::run(&client, json).await,
             Command::Status(_) => status::run(&client, json).await,
+            Command::Node(args) => node::run(&client, &args).await,
             Command::Nodes(_) => nodes::run(&client, json).await,
             _ => Ok(()),
         }

@@ -169,7 +169,11 @@ pub fn judge(told: Vec<Told>) -> Status {
         let lag = view.detail.as_ref().map_or(0, |detail| detail.lag);
         match view.state {
             NodeState::Offline => {
-                add(Level::Notice, format!("{who} is silent"), "start it; it catches up by itself");
+                add(
+                    Level::Notice,
+                    format!("{who} is silent"),
+                    "start it, it catches up by itself; gone for good: put an empty one with its id in its place, or `reel node retire`",
+                );
             }
             NodeState::Joining | NodeState::Syncing => {
                 add(

@@ -156,6 +156,18 @@ impl Answers {
         self.answer(conn, request, head, status, "application/json", text.as_bytes()).await
     }
 
+    /// Sends 204: it is done, and there is nothing to say.
+    pub(crate) async fn done(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+    ) -> Result<Answered, ConnError> {
+        let mut head = self.head(204, request);
+        head.connection(request.keep_alive, request.http11);
+        conn.queue(&head.end()).await?;
+        Ok(Answered { status: 204, close: false })
+    }
+
     /// Sends an error.
     pub(crate) async fn refuse(
         &self,

@@ -110,6 +110,13 @@ fn status_says_what_is_wrong() {
     });
     let text = String::from_utf8(risky.stdout).unwrap();
     assert!(text.contains("AT RISK: group 1: one of its 2 nodes is active"), "{text}");
+    let alive = client(&base, &["node", "retire", "101"]);
+    assert_eq!(alive.status.code(), Some(1), "{alive:?}");
+    let retired = client(&base, &["node", "retire", "102"]);
+    assert!(retired.status.success(), "{retired:?}");
+    let nodes = client(&base, &["nodes"]);
+    assert!(!String::from_utf8_lossy(&nodes.stdout).contains(" 102 "));
+    assert_eq!(client(&base, &["node", "retire", "102"]).status.code(), Some(1), "it is gone");
     drop(one);
 }
 

@@ -1,5 +1,6 @@
 """A cluster of Reelstore in the lab: each process on a host of its own."""
 
+import http.client
 import json
 import os
 import pathlib
@@ -30,6 +31,30 @@ def is_well(address):
             return True
     except OSError:
         return False
+
+
+def upload_all(address, files, threads=8):
+    """Uploads (path, function that gives the bytes) pairs, each until it is taken: a node that has just started does not know its peers yet, and
+    answers 503."""
+    files = list(files)
+
+    def upload(mine):
+        conn = http.client.HTTPConnection(address, timeout=60)
+        for path, body in mine:
+
+            def is_taken():
+                conn.request("PUT", path, body=body())
+                answer = conn.getresponse()
+                answer.read()
+                return answer.status in (200, 201)
+
+            until(f"{path} is taken", is_taken)
+
+    workers = [threading.Thread(target=upload, args=(files[first::threads],)) for first in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 
 
 class Member:
@@ -203,7 +228,7 @@ segment_bytes = "{self.segment}"
         return {}
 
     def is_whole(self, group):
-        """Whether every node of a group is active and lacks nothing."""
+        """Whether every node of a group that is to run is active and lacks nothing."""
         views = self.nodes()
-        names = [member.host.name for member in self.of("storage", group)]
+        names = [member.host.name for member in self.of("storage", group) if member.wanted]
         return all(name in views and views[name]["state"] == "active" and views[name]["lag"] == 0 for name in names)

@@ -242,7 +242,7 @@ class Run:
             nodes = [part for part in free if part.startswith("group")]
             part = self.random.choice(nodes if nodes and self.random.random() < 0.5 else free)
             if part.startswith("group"):
-                member = self.random.choice(self.cluster.of("storage", parts[part]))
+                member = self.random.choice([member for member in self.cluster.of("storage", parts[part]) if member.wanted])
                 kind = self.random.choice(["kill", "freeze", "cut", "wipe", "fill"])
             elif part == "postgres":
                 member, kind = None, "postgres"
@@ -257,6 +257,9 @@ class Run:
     def at_rest(self):
         """Everything healed: every name at every node of its group is what the last answered write made it, or a later
         unanswered one."""
+        for member in self.cluster.of("storage"):
+            if not member.wanted:
+                member.start()
         for group in {member.group for member in self.cluster.of("storage")}:
             until(f"group {group} is whole at the end", lambda: self.cluster.is_whole(group), 120)
         time.sleep(3)
@@ -295,6 +298,7 @@ def main():
     parser.add_argument("--readers", type=int, default=4)
     parser.add_argument("--names", type=int, default=100, help="names of each writer")
     parser.add_argument("--no-virtual", action="store_true", help="without Keepalived: clients know all HTTP servers")
+    parser.add_argument("--dead", action="store_true", help="one node of each group is dead all the time")
     parser.add_argument("--times", choices=["judge", "say"], default="judge", help="say: only what was promised about bytes is judged (for machines that do other work too)")
     parser.add_argument("--logs", help="a folder that the processes' logs are copied to at the end")
     args = parser.parse_args()
@@ -316,6 +320,10 @@ def main():
         threads += [threading.Thread(target=run.viewer, args=(film, film_bytes)) for _ in range(2)]
         for thread in threads:
             thread.start()
+        if args.dead:
+            # For good: they come back only when the load has ended, to be compared.
+            for group in {member.group for member in cluster.of("storage")}:
+                cluster.of("storage", group)[-1].die()
         faults = threading.Thread(target=run.one_fault, args=(args.every,))
         faults.start()
         try:

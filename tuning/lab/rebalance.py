@@ -11,8 +11,8 @@ import time
 
 import hosts
 from checker import body_of
-from cluster import REEL, TRACKER_PORT, Cluster
-from hosts import Lab, say, until
+from cluster import REEL, TRACKER_PORT, Cluster, upload_all
+from hosts import Lab, say
 
 
 def main():
@@ -29,23 +29,7 @@ def main():
         def path(at):
             return f"/mover-{at % 10}/dir/{at}"
 
-        def put(mine):
-            conn = http.client.HTTPConnection(address, timeout=20)
-            for at in mine:
-                def answered():
-                    conn.request("PUT", path(at), body=body_of(path(at), 1, sizes[at]))
-                    answer = conn.getresponse()
-                    answer.read()
-                    # A node that has just started does not know its peers yet (503).
-                    return answer.status in (200, 201)
-
-                until(f"{path(at)} is taken", answered)
-
-        writers = [threading.Thread(target=put, args=(range(first, args.files, 8),)) for first in range(8)]
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join()
+        upload_all(address, ((path(at), lambda at=at: body_of(path(at), 1, sizes[at])) for at in range(args.files)))
         count = lambda group: int(cluster.pg_host.run(cluster.pg_bin / "psql", "-h", "127.0.0.1", "-U", "reel", "-At", "-c", f"select count(*) from files where grp = {group} and object <> 0").stdout)
         before = {group: count(group) for group in (1, 2)}
         say(f"files by group before: {before}")

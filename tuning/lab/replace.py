@@ -12,7 +12,7 @@ import time
 
 import hosts
 from checker import body_of
-from cluster import Cluster
+from cluster import Cluster, upload_all
 from hosts import Lab, say, until
 
 
@@ -68,19 +68,7 @@ def main():
         small = [(f"/ann/small/{at}", 4_000 + at * 13 % 30_000) for at in range(args.mib * 2)]
         large = [(f"/ann/large/{at}", 16 << 20) for at in range(args.mib // 17)]
 
-        def put(mine):
-            conn = http.client.HTTPConnection(address, timeout=60)
-            for path, size in mine:
-                conn.request("PUT", path, body=body_of(path, 1, size))
-                answer = conn.getresponse()
-                answer.read()
-                assert answer.status == 201, answer.status
-
-        writers = [threading.Thread(target=put, args=((small + large)[first::8],)) for first in range(8)]
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join()
+        upload_all(address, ((path, lambda path=path, size=size: body_of(path, 1, size)) for path, size in small + large))
         until("the group is whole", lambda: cluster.is_whole(1), 120)
         dead, source = cluster.of("storage")[2], cluster.of("storage")[0]
         data = f"{dead.host.dir}/disk/data"

@@ -61,6 +61,11 @@ impl Client {
         asked.into_iter().map(|(tracker, nodes)| Told { tracker, nodes }).collect()
     }
 
+    /// Tells every tracker that a silent node is gone for good; what each says.
+    pub async fn retire_node(&self, id: u32) -> Vec<(String, Result<(), ClientError>)> {
+        self.trackers.delete_at_each(&format!("/-/v1/nodes/{id}")).await
+    }
+
     /// All groups.
     pub async fn groups(&self) -> Result<Groups, ClientError> {
         self.trackers.get("/-/v1/groups").await

@@ -75,6 +75,16 @@ impl Trackers {
         }
     }
 
+    /// `DELETE path` at every tracker.
+    pub async fn delete_at_each(&self, path: &str) -> Vec<(String, Result<(), ClientError>)> {
+        let mut answers = Vec::new();
+        for tracker in self.addresses.iter() {
+            let response = self.http.delete(format!("http://{tracker}{path}")).send().await;
+            answers.push((tracker.clone(), checked(response, tracker).await.map(drop)));
+        }
+        answers
+    }
+
     /// `GET path` at every tracker.
     pub async fn each<T: DeserializeOwned + Send + 'static>(
         &self,

@@ -10,4 +10,4 @@ mod state;
 mod users;
 
 pub use server::router;
-pub use state::{BEATS_UNTIL_OFFLINE, JoinError, Registry};
+pub use state::{BEATS_UNTIL_OFFLINE, JoinError, Registry, RetireError};

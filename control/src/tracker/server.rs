@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::others;
-use super::state::Registry;
+use super::state::{Registry, RetireError};
 use super::users::Users;
 use crate::api::{Address, Addresses, Beat, BeatAnswer, Groups, HeardView, Nodes, Purpose};
 use crate::catalog::{Catalog, CatalogError};
@@ -58,6 +58,7 @@ pub fn router(cluster: String, beat: Duration, catalog_url: String, others: Vec<
         .route("/-/v1/nodes", get(nodes))
         .route("/-/v1/groups", get(groups))
         .route("/-/v1/addresses", get(addresses))
+        .route("/-/v1/nodes/{id}", delete(retire))
         .route("/-/v1/heard", get(heard))
         .route("/-/v1/beats", get(beats))
         .route("/-/health", get(health))
@@ -189,6 +190,23 @@ async fn nodes(
     let mut nodes = tracker.registry.lock().view(tracker.now(), query.detail > 0);
     nodes.retain(|view| query.group.is_none_or(|group| view.node.group == group));
     Json(Nodes { cluster: tracker.cluster.clone(), nodes })
+}
+
+async fn retire(
+    State(tracker): State<Arc<Tracker>>,
+    Path(id): Path<u32>,
+) -> Result<StatusCode, Refusal> {
+    let retired = tracker.registry.lock().retire(id, tracker.now());
+    retired.map_err(|error| match error {
+        RetireError::Alive { .. } => {
+            Refusal::new(StatusCode::CONFLICT, "node_alive", error.to_string())
+        }
+        RetireError::Unknown(_) => {
+            Refusal::new(StatusCode::NOT_FOUND, "no_such_node", error.to_string())
+        }
+    })?;
+    tracing::info!(node = id, "node retired");
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn heard(State(tracker): State<Arc<Tracker>>) -> Json<Vec<HeardView>> {

@@ -1,6 +1,6 @@
 //! The tracker's picture of the cluster. Pure: the time comes in as a value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::api::{Beat, GroupView, HeardView, NodeDetail, NodeState, NodeView};
@@ -28,10 +28,31 @@ pub enum JoinError {
     },
 }
 
+/// Why a node cannot be retired.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RetireError {
+    /// It beats.
+    #[error("node {id} ({name}) is alive: stop it first")]
+    Alive {
+        /// The id.
+        id: u32,
+        /// Its name.
+        name: String,
+    },
+    /// Nobody has heard of it.
+    #[error("there is no node {0}")]
+    Unknown(u32),
+}
+
+/// Retired nodes remembered; beyond, the oldest goes.
+const RETIRED: usize = 4096;
+
 /// All nodes a tracker has heard of.
 #[derive(Debug)]
 pub struct Registry {
     nodes: BTreeMap<u32, Heard>,
+    /// Nodes that are gone for good, by id and instance: other trackers' word does not bring them back.
+    retired: VecDeque<(u32, String)>,
     silence: Duration,
 }
 
@@ -47,7 +68,11 @@ struct Heard {
 impl Registry {
     /// A registry for nodes that beat every `beat`.
     pub fn new(beat: Duration) -> Self {
-        Self { nodes: BTreeMap::new(), silence: beat * BEATS_UNTIL_OFFLINE }
+        Self {
+            nodes: BTreeMap::new(),
+            retired: VecDeque::new(),
+            silence: beat * BEATS_UNTIL_OFFLINE,
+        }
     }
 
     /// Takes a join or a beat that came at `now`.
@@ -69,12 +94,35 @@ impl Registry {
                 return Ok(());
             }
         }
+        if !self.retired.is_empty() && self.is_retired(&beat) {
+            self.retired.retain(|(id, _)| *id != beat.node.id);
+        }
         self.nodes.insert(beat.node.id, Heard { beat, at: Some(now), told: None });
         Ok(())
     }
 
     fn is_silent(&self, heard: &Heard, now: Duration) -> bool {
         heard.at.is_none_or(|at| now.saturating_sub(at) > self.silence)
+    }
+
+    /// A silent node is gone for good: it counts no more. Should it ever beat again, it is there again.
+    pub fn retire(&mut self, id: u32, now: Duration) -> Result<(), RetireError> {
+        let heard = self.nodes.get(&id).ok_or(RetireError::Unknown(id))?;
+        if !self.is_silent(heard, now) {
+            return Err(RetireError::Alive { id, name: heard.beat.node.name.clone() });
+        }
+        if self.retired.len() >= RETIRED {
+            self.retired.pop_front();
+        }
+        self.retired.push_back((id, heard.beat.node.instance.clone()));
+        self.nodes.remove(&id);
+        Ok(())
+    }
+
+    fn is_retired(&self, beat: &Beat) -> bool {
+        self.retired
+            .iter()
+            .any(|(id, instance)| *id == beat.node.id && *instance == beat.node.instance)
     }
 
     /// What this tracker has heard, in short: for the other trackers.
@@ -120,6 +168,7 @@ impl Registry {
         for beat in beats {
             let id = beat.node.id;
             match self.nodes.get(&id) {
+                None if self.is_retired(&beat) => {}
                 None => {
                     self.nodes.insert(id, Heard { beat, at: None, told: None });
                 }
@@ -319,5 +368,22 @@ mod tests {
         assert_eq!(here.view(now, false)[0].state, NodeState::Offline);
         here.hear(beat(1, "a", 21_000), now + SECOND).expect("hears again");
         assert!(here.unheard(None, now + SECOND).is_empty());
+    }
+
+    #[test]
+    fn a_retired_node_does_not_come_back_by_hearsay_but_by_its_own_beat() {
+        let (mut here, mut there) = (Registry::new(SECOND), Registry::new(SECOND));
+        for tracker in [&mut here, &mut there] {
+            tracker.hear(beat(1, "a", 10), SECOND).expect("joins");
+        }
+        assert!(matches!(here.retire(1, SECOND * 2), Err(RetireError::Alive { .. })));
+        assert_eq!(here.retire(2, SECOND * 2), Err(RetireError::Unknown(2)));
+        let now = SECOND * 10;
+        here.retire(1, now).expect("it is silent");
+        let wanted = here.compare(&there.heard(now), now);
+        here.learn(there.beats(&wanted), now);
+        assert!(here.view(now, false).is_empty());
+        here.hear(beat(1, "a", 9_999), now).expect("it lives");
+        assert_eq!(here.view(now, false)[0].state, NodeState::Active);
     }
 }

@@ -216,12 +216,7 @@ impl StorageShard {
         id: &str,
     ) -> Result<Answered, ConnError> {
         match self.try_bury_moved(request, id).await {
-            Ok(()) => {
-                let mut head = self.answers.head(204, request);
-                head.connection(request.keep_alive, request.http11);
-                conn.queue(&head.end()).await?;
-                Ok(Answered { status: 204, close: false })
-            }
+            Ok(()) => self.answers.done(conn, request).await,
             Err(problem) => self.answers.refuse(conn, request, problem).await,
         }
     }
