@@ -33,6 +33,8 @@ class Client:
     def __init__(self, addresses):
         self.addresses = addresses
         self.conn = None
+        # Of the last answer.
+        self.etag = None
 
     def once(self, method, path, body=None, headers=(), timeout=TIMEOUT, receive=None):
         if self.conn is None or self.conn.sock is None:
@@ -46,6 +48,7 @@ class Client:
             self.conn.request(method, path, body=body, headers=dict(headers))
             answer = self.conn.getresponse()
             data = answer.read()
+            self.etag = answer.getheader("ETag")
             if answer.will_close:
                 self.close()
             return answer.status, data
@@ -284,6 +287,12 @@ class Run:
                     self.bad(f"at rest, {member.host.name}: {wrong}")
                 answers[member.host.name] = (status, body)
                 checked += 1
+                if status == 200:
+                    # Not only by asking its peers: each node holds it itself.
+                    object = client[member.host.name].etag.strip('"').split("-")[0]
+                    status, _ = client[member.host.name].once("GET", f"/-/v1/objects/{object}")
+                    if status != 200:
+                        self.bad(f"at rest {member.host.name} does not hold {name.path} (object {object}) itself: {status}")
             if len(set(answers.values())) > 1:
                 self.bad(f"at rest the nodes differ about {name.path}: { {host: (status, len(body)) for host, (status, body) in answers.items()} }")
         return checked

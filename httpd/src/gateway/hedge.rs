@@ -66,7 +66,7 @@ impl GatewayShard {
         let hedges = &self.hedges;
         hedges.earn();
         let Some(second) = second else { return first.await };
-        let silent_after = self.gateway.config.silent_after.0;
+        let silent_after = self.silent_after();
         let hedge_after = hedges.after.min(silent_after);
         if !hedge_after.is_zero() {
             monoio::select! {

@@ -28,7 +28,7 @@ use crate::pipes::Pipe;
 use crate::shard::{Answered, Service};
 use crate::tally::RequestMetrics;
 use crate::turns;
-use crate::upstream::{Response, Upstreams};
+use crate::upstream::{self, Response, Upstreams};
 use addresses::{AddressCache, Askers, LastAnswers, Whose};
 use suspects::Suspects;
 
@@ -153,6 +153,14 @@ impl GatewayShard {
         let mut nodes = self.addresses.get(whose, &Askers { trackers, side, last }).await?;
         self.suspects.last(&mut nodes, Instant::now());
         Ok(nodes)
+    }
+
+    /// How long a node may be silent while another one could go on.
+    fn silent_after(&self) -> Duration {
+        match self.gateway.config.silent_after.0 {
+            Duration::ZERO => upstream::STALL,
+            after => after,
+        }
     }
 
     /// A node of an answer failed: the trackers are asked again, beside; when it was the last one, before the

@@ -149,9 +149,8 @@ impl GatewayShard {
             }
         }
         let resumable = begun.as_ref().is_some_and(|begun| !begun.whole);
-        let silent_after = self.gateway.config.silent_after.0;
         response.conn.stall_after(match second {
-            Some(_) if resumable => silent_after,
+            Some(_) if resumable => self.silent_after(),
             _ => upstream::STALL,
         });
         let mut passed = 0;

@@ -5,6 +5,7 @@
 //! same way. Following a peer's records is also what keeps the shards' names true.
 
 mod copying;
+mod pending;
 mod pull;
 mod push;
 mod serve;

@@ -14,6 +14,7 @@ use reel_engine::format::segment_header::SegmentKind;
 use reel_engine::replica::{Arrived, PackedReplica, SoloReplica};
 use reel_engine::{Error, Known};
 
+use super::pending::Pending;
 use super::{Changes, SegmentsPage};
 use crate::conn::ConnError;
 use crate::shard::Stop;
@@ -24,6 +25,8 @@ use crate::upstream::Response;
 const LOOK: Duration = Duration::from_millis(100);
 /// Between tries of a peer that does not answer.
 const RETRY: Duration = Duration::from_millis(300);
+/// Before a segment that was not copied is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long a peer lets a follower wait for news.
 const NEWS_WAIT_MS: u64 = 1000;
 /// Tries after which a peer that does not answer does not keep this node from serving.
@@ -54,6 +57,7 @@ struct Followers {
     /// Peers whose segments were all here once, or that could not be reached.
     caught_up: RefCell<HashSet<u32>>,
     large: Cell<usize>,
+    pending: RefCell<Pending>,
     lag: RefCell<HashMap<u32, Lag>>,
     /// All that a peer wrote until then is here.
     heard: RefCell<HashMap<u32, Instant>>,
@@ -79,6 +83,7 @@ pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
         following: RefCell::default(),
         caught_up: RefCell::default(),
         large: Cell::new(0),
+        pending: RefCell::default(),
         lag: RefCell::default(),
         heard: RefCell::default(),
         offline: RefCell::default(),
@@ -172,6 +177,7 @@ impl Followers {
             monoio::time::sleep(RETRY).await;
         }
         self.lag.borrow_mut().remove(&peer.id);
+        self.pending.borrow_mut().forget(peer.id);
         self.following.borrow_mut().remove(&peer.id);
     }
 
@@ -187,6 +193,7 @@ impl Followers {
         loop {
             if losses != self.losses.get() {
                 losses = self.losses.get();
+                self.pending.borrow_mut().forget(peer.id);
                 self.copy_all(peer).await?;
             }
             let asked = Instant::now();
@@ -200,8 +207,9 @@ impl Followers {
                 self.caught_up.borrow_mut().insert(peer.id);
             }
             (boot, mark) = (changes.boot, changes.mark);
-            let known: Vec<Known> =
+            let mut known: Vec<Known> =
                 changes.segments.iter().filter_map(super::SegmentView::known).collect();
+            known.extend(self.pending.borrow().due(peer.id, Instant::now()));
             self.copy(peer, known).await?;
             self.heard.borrow_mut().insert(peer.id, asked);
         }
@@ -244,27 +252,39 @@ impl Followers {
         Ok(serde_json::from_slice(&body)?)
     }
 
-    /// Copies those of the segments that lack here.
+    /// Copies those of the segments that lack here. Large ones are copied beside.
     async fn copy(self: &Rc<Self>, peer: &Peer, segments: Vec<Known>) -> Result<(), Broken> {
         let mut wanted = Vec::new();
         for known in segments {
-            if let Some(missing) = self.missing(peer, &known).await? {
-                wanted.push((known, missing));
+            match self.missing(peer, &known).await? {
+                Some(missing) => wanted.push((known, missing)),
+                None => self.pending.borrow_mut().done(peer.id, known.number),
             }
         }
         self.lags(peer.id, wanted.iter().map(|(_, missing)| missing).sum());
         for (known, _) in wanted {
-            let Some(claim) = self.shard.node.copying.claim(known.number) else { continue };
+            let Some(claim) = self.shard.node.copying.claim(known.number) else {
+                // Another peer gives it, or pushes it: whether all came is looked at again.
+                self.put_off(peer.id, known);
+                continue;
+            };
             if known.kind == SegmentKind::Solo {
                 while self.large.get() >= LARGE_AT_ONCE {
                     monoio::time::sleep(LOOK / 4).await;
                 }
                 self.large.set(self.large.get() + 1);
-                let (followers, address) = (Rc::clone(self), peer.address);
+                self.pending.borrow_mut().begin(peer.id, known.clone());
+                let (followers, peer) = (Rc::clone(self), peer.clone());
                 monoio::spawn(async move {
-                    if let Err(error) = followers.copy_solo(address, &known).await {
-                        tracing::warn!(segment = %known.number, %error, "large segment not copied; tried again");
-                        followers.copy_later(address, known.clone());
+                    match followers.copy_solo(peer.address, &known).await {
+                        // Gone there: deleted meanwhile.
+                        Ok(()) | Err(Broken::Status(404)) => {
+                            followers.pending.borrow_mut().done(peer.id, known.number);
+                        }
+                        Err(error) => {
+                            tracing::warn!(segment = %known.number, peer = peer.id, %error, "large segment not copied; tried again");
+                            followers.put_off(peer.id, known);
+                        }
                     }
                     followers.large.set(followers.large.get() - 1);
                     drop(claim);
@@ -273,27 +293,19 @@ impl Followers {
                 let result = self.copy_packed(peer.address, &known).await;
                 drop(claim);
                 result?;
+                self.pending.borrow_mut().done(peer.id, known.number);
             }
         }
-        self.lags(peer.id, 0);
+        let pending = self.pending.borrow().bytes(peer.id);
+        self.lags(peer.id, pending);
         Ok(())
     }
 
-    /// Tries a large segment once more after a while.
-    fn copy_later(self: &Rc<Self>, address: SocketAddr, known: Known) {
-        let followers = Rc::clone(self);
-        monoio::spawn(async move {
-            monoio::time::sleep(RETRY).await;
-            if let Some(_claim) = followers.shard.node.copying.claim(known.number) {
-                match followers.copy_solo(address, &known).await {
-                    Ok(()) | Err(Broken::Status(404)) => {}
-                    // The peer broke off: its next listing offers the segment again.
-                    Err(error) => {
-                        tracing::debug!(segment = %known.number, %error, "large segment not copied")
-                    }
-                }
-            }
-        });
+    fn put_off(&self, peer: u32, known: Known) {
+        if !self.pending.borrow_mut().put_off(peer, known, Instant::now() + AGAIN) {
+            // All that lacks is found again by listing.
+            self.losses.set(self.losses.get() + 1);
+        }
     }
 
     /// Bytes of a segment that lack here and should come from this peer; `None` when none.
