@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use reel_control::api::Addresses;
 use reel_control::catalog::{Catalog, Row};
 use reel_control::client::{Client, ClientError, Progress};
 use serde::Serialize;
@@ -13,6 +15,10 @@ use crate::output::{Bar, Failure, complain, human, say, say_json};
 
 /// Rows read from the catalog at a time.
 const PAGE: u32 = 1000;
+/// How long a group may be without an active node.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between looks.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Failures that are said one by one.
 const SAID: u64 = 10;
 
@@ -37,8 +43,12 @@ pub async fn run(client: &Client, args: RebalanceArgs, json: bool) -> Result<(),
     }
     let catalog = Catalog::open(&args.catalog).await?;
     // Both groups have to be there before anything is begun.
-    client.nodes_of(args.from).await?;
-    client.nodes_of(args.to).await?;
+    let groups = client.groups().await?.groups;
+    for group in [args.from, args.to] {
+        if !groups.iter().any(|known| known.group == group) {
+            return Err(Failure::failed(format!("there is no group {group}")));
+        }
+    }
     let bar = Bar::new("rebalance", None);
     let progress = bar.progress();
     let mut done = Rebalanced::default();
@@ -110,12 +120,24 @@ pub async fn run(client: &Client, args: RebalanceArgs, json: bool) -> Result<(),
     Ok(())
 }
 
+/// A group's nodes. They come and go meanwhile: a moment without any is waited for.
+async fn nodes_of(client: &Client, group: u32) -> Result<Addresses, ClientError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match client.nodes_of(group).await {
+            Err(error) if error.is_passing() && Instant::now() < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 type Outcome = (Row, Result<Arc<reel_control::api::Moved>, ClientError>);
 
 async fn move_row(client: &Client, row: Row, from: u32, to: u32) -> Outcome {
-    // Nodes may come and go meanwhile.
     let moved = async {
-        let (from, to) = (client.nodes_of(from).await?, client.nodes_of(to).await?);
+        let (from, to) = (nodes_of(client, from).await?, nodes_of(client, to).await?);
         client.move_file((&row.user, &row.name), &to, &from).await.map(Arc::new)
     };
     let moved = moved.await;
