@@ -1,10 +1,9 @@
 //! `reel rebalance`: moves files from one group to another while everything runs.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reel_control::api::Addresses;
+use reel_control::api::{Addresses, Moved};
 use reel_control::catalog::{Catalog, Row};
 use reel_control::client::{Client, ClientError, Progress};
 use serde::Serialize;
@@ -133,12 +132,12 @@ async fn nodes_of(client: &Client, group: u32) -> Result<Addresses, ClientError>
     }
 }
 
-type Outcome = (Row, Result<Arc<reel_control::api::Moved>, ClientError>);
+type Outcome = (Row, Result<Moved, ClientError>);
 
 async fn move_row(client: &Client, row: Row, from: u32, to: u32) -> Outcome {
     let moved = async {
         let (from, to) = (nodes_of(client, from).await?, nodes_of(client, to).await?);
-        client.move_file((&row.user, &row.name), &to, &from).await.map(Arc::new)
+        client.move_file((&row.user, &row.name), &to, &from).await
     };
     let moved = moved.await;
     (row, moved)

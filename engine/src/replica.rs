@@ -213,12 +213,11 @@ impl SoloCopy {
         self.file.abandon().await
     }
 
-    /// All of the payload is here: checks every block, syncs, and makes the object visible. Returns its segment's length
-    /// too. After an error what was written is removed some time later.
+    /// All of the payload is here: checks every block, syncs, and makes the object visible. After an error what was written is removed some time later.
     ///
     /// # Errors
     /// [`Error::Damaged`] when a block is not as its source wrote it, or the ending is another one's.
-    pub async fn finish(mut self, ending: Ending) -> Result<(Arrived, u64)> {
+    pub async fn finish(mut self, ending: Ending) -> Result<Arrived> {
         let path = self.file.path().to_owned();
         let Ending { tail, pages } = ending;
         if pages.len() < PAYLOAD_AT as usize {
@@ -251,7 +250,7 @@ impl SoloCopy {
         self.store.clock().observe(version);
         let store = Arc::clone(&self.store);
         self.store.pool().run(move || store.seal_copy(&segment)).await?;
-        Ok((Arrived { user, name, version, target: None }, end))
+        Ok(Arrived { user, name, version, target: None })
     }
 }
 
@@ -332,6 +331,6 @@ impl SoloReplica {
             self.copy.write(piece).await?;
         }
         let ending = Ending { tail: self.tail, pages: self.pages };
-        Ok(self.copy.finish(ending).await?.0)
+        self.copy.finish(ending).await
     }
 }

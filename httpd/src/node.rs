@@ -383,7 +383,7 @@ pub fn run_gateway(
         config,
         trackers: Trackers::new(common.trackers, Duration::from_secs(2)),
         side: side.handle().clone(),
-        last: Arc::default(),
+        last: Default::default(),
         reachable: AtomicBool::new(false),
     });
     side.handle().spawn(watch_reach(Arc::clone(&gateway)));

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use reel_control::api::Addresses;
-use reel_control::client::{ClientError, Trackers};
+use reel_control::client::ClientError;
 use reel_control::names;
-use tokio::runtime::Handle;
 
+use super::Gateway;
 use crate::answer::Problem;
 
 /// Answers kept; beyond, the shard begins anew.
@@ -74,14 +74,6 @@ struct Kept {
     asking: bool,
 }
 
-/// What a question to the trackers needs.
-#[derive(Clone)]
-pub(super) struct Askers<'a> {
-    pub(super) trackers: &'a Trackers,
-    pub(super) side: &'a Handle,
-    pub(super) last: &'a Arc<LastAnswers>,
-}
-
 /// A shard's kept answers. Clones share them.
 #[derive(Clone)]
 pub(super) struct AddressCache {
@@ -100,7 +92,7 @@ impl AddressCache {
     pub(super) async fn get(
         &self,
         whose: &Whose,
-        askers: &Askers<'_>,
+        gateway: &Arc<Gateway>,
     ) -> Result<Vec<SocketAddr>, Problem> {
         let used = self.kept.borrow_mut().get_mut(whose).map(|kept| {
             kept.turn += 1;
@@ -110,14 +102,11 @@ impl AddressCache {
             let old = kept.at.elapsed() >= self.age;
             (nodes, old && !std::mem::replace(&mut kept.asking, old))
         });
-        let Some((nodes, anew)) = used else { return self.ask(whose, askers).await };
+        let Some((nodes, anew)) = used else { return self.ask(whose, gateway).await };
         if anew {
-            let (cache, whose) = (self.clone(), whose.clone());
-            let (trackers, side) = (askers.trackers.clone(), askers.side.clone());
-            let last = Arc::clone(askers.last);
+            let (cache, whose, gateway) = (self.clone(), whose.clone(), Arc::clone(gateway));
             monoio::spawn(async move {
-                let askers = Askers { trackers: &trackers, side: &side, last: &last };
-                match cache.ask(&whose, &askers).await {
+                match cache.ask(&whose, &gateway).await {
                     Err(problem) if problem.status == 404 => {
                         cache.kept.borrow_mut().remove(&whose);
                     }
@@ -135,10 +124,10 @@ impl AddressCache {
     }
 
     /// Asks the trackers, and keeps the answer.
-    async fn ask(&self, whose: &Whose, askers: &Askers<'_>) -> Result<Vec<SocketAddr>, Problem> {
-        let (trackers, path) = (askers.trackers.clone(), whose.path());
+    async fn ask(&self, whose: &Whose, gateway: &Gateway) -> Result<Vec<SocketAddr>, Problem> {
+        let (trackers, path) = (gateway.trackers.clone(), whose.path());
         let (done, answer) = tokio::sync::oneshot::channel();
-        askers.side.spawn(async move {
+        gateway.side.spawn(async move {
             let _ = done.send(trackers.get::<Addresses>(&path).await);
         });
         let addresses = match answer.await {
@@ -149,7 +138,7 @@ impl AddressCache {
             Ok(Err(error)) => {
                 // A tracker that says "no active node" knows better than an old answer.
                 let unreached = !matches!(error, ClientError::Refused { .. });
-                return match askers.last.get(whose).filter(|_| unreached) {
+                return match gateway.last.get(whose).filter(|_| unreached) {
                     Some(nodes) => Ok(nodes),
                     None => Err(Problem::new(503, "no_node", error.to_string())),
                 };
@@ -158,7 +147,7 @@ impl AddressCache {
         };
         let nodes: Vec<SocketAddr> =
             addresses.nodes.iter().filter_map(|node| node.address.parse().ok()).collect();
-        askers.last.keep(whose, &nodes);
+        gateway.last.keep(whose, &nodes);
         let mut kept = self.kept.borrow_mut();
         if kept.len() >= ANSWERS && !kept.contains_key(whose) {
             kept.clear();

@@ -29,7 +29,7 @@ use crate::shard::{Answered, Service};
 use crate::tally::RequestMetrics;
 use crate::turns;
 use crate::upstream::{self, Response, Upstreams};
-use addresses::{AddressCache, Askers, LastAnswers, Whose};
+use addresses::{AddressCache, LastAnswers, Whose};
 use suspects::Suspects;
 
 /// How long a request is tried at one node after the other before it fails.
@@ -51,7 +51,7 @@ pub(crate) struct Gateway {
     pub(crate) requests: AtomicU64,
     pub(crate) trackers: Trackers,
     pub(crate) side: Handle,
-    pub(crate) last: Arc<LastAnswers>,
+    pub(crate) last: LastAnswers,
     /// Whether a tracker answered lately, and knows an active node.
     pub(crate) reachable: AtomicBool,
 }
@@ -149,8 +149,7 @@ impl GatewayShard {
 
     /// Nodes to try for a request, in order: those that were silent a moment ago last.
     async fn nodes_of(&self, whose: &Whose) -> Result<Vec<SocketAddr>, Problem> {
-        let Gateway { trackers, side, last, .. } = &*self.gateway;
-        let mut nodes = self.addresses.get(whose, &Askers { trackers, side, last }).await?;
+        let mut nodes = self.addresses.get(whose, &self.gateway).await?;
         self.suspects.last(&mut nodes, Instant::now());
         Ok(nodes)
     }

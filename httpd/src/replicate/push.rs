@@ -70,13 +70,12 @@ impl Push {
         Self { streams, needed }
     }
 
-    /// Whether anybody gets it.
-    pub(crate) fn is_wanted(&self) -> bool {
-        !self.streams.is_empty()
-    }
-
-    /// The next bytes.
-    pub(crate) async fn feed(&mut self, bytes: Bytes) {
+    /// The next bytes; nothing is copied when nobody gets them.
+    pub(crate) async fn feed(&mut self, piece: &[u8]) {
+        if self.streams.is_empty() {
+            return;
+        }
+        let bytes = Bytes::copy_from_slice(piece);
         let mut full = Vec::new();
         let mut kept = Vec::with_capacity(self.streams.len());
         for stream in self.streams.drain(..) {
@@ -206,7 +205,7 @@ impl StorageShard {
             }
         };
         match copy.finish(ending).await {
-            Ok((arrived, _)) => {
+            Ok(arrived) => {
                 metrics::counter!("reel_copies_received_total").increment(1);
                 Ok(self.take_in(vec![arrived]).await.map_err(Problem::from))
             }

@@ -351,6 +351,16 @@ impl StorageShard {
         Ok(None)
     }
 
+    /// Asks a node for an object by its id.
+    pub(super) async fn ask_object(
+        &self,
+        address: SocketAddr,
+        object: ObjectId,
+    ) -> Result<Response, ConnError> {
+        let head = format!("GET /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        self.upstreams.request(address, head.as_bytes(), &[], false).await
+    }
+
     async fn pass_on(
         &self,
         conn: &mut Conn,

@@ -76,9 +76,7 @@ impl StorageShard {
         let failed = |error: ConnError| {
             Problem::new(503, "no_node", format!("node {address}: object {object}: {error}"))
         };
-        let head = format!("GET /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-        let mut response =
-            self.upstreams.request(address, head.as_bytes(), &[], false).await.map_err(failed)?;
+        let mut response = self.ask_object(address, object).await.map_err(failed)?;
         if response.status != 200 || response.remaining() != row.bytes {
             let message = format!(
                 "node {address} answers {} with {} bytes for object {object} of {} bytes",
@@ -130,9 +128,7 @@ impl StorageShard {
             response.conn.read_body(bytes, full).await.map_err(|error| {
                 Problem::new(503, "no_node", format!("node {address} broke off: {error}"))
             })?;
-            if push.is_wanted() {
-                push.feed(Bytes::copy_from_slice(piece.as_ref())).await;
-            }
+            push.feed(piece.as_ref()).await;
             solo.write(piece).await?;
         }
         check_crc(address, row, solo.crc())?;

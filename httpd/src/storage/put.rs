@@ -281,8 +281,8 @@ impl StorageShard {
                 let problem = Problem::new(413, "too_large", message);
                 return Err(Problem { close: true, ..problem }.into());
             }
-            if let Some(push) = push.as_mut().filter(|push| push.is_wanted()) {
-                push.feed(Bytes::copy_from_slice(piece.as_ref())).await;
+            if let Some(push) = &mut push {
+                push.feed(piece.as_ref()).await;
             }
             solo.write(piece).await.map_err(refused)?;
             if first.is_empty() && conn.body.is_done() {

@@ -44,7 +44,11 @@ pub(super) type Degraded = Option<String>;
 
 impl StorageShard {
     fn quorum(&self) -> Quorum {
-        Quorum::of(self.node.config.ack, self.node.peers.read().as_deref())
+        match self.node.config.ack {
+            // Nobody is asked: most uploads need not look at what all shards share.
+            ack @ Ack::Nodes(1) => Quorum::of(ack, None),
+            ack => Quorum::of(ack, self.node.peers.read().as_deref()),
+        }
     }
 
     /// Peers that must hold an upload before it is answered.

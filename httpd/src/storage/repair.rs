@@ -26,11 +26,7 @@ pub(crate) async fn repair_damaged(shard: Rc<StorageShard>, mut damaged: Receive
 
 async fn repair(shard: &Rc<StorageShard>, object: ObjectId) -> bool {
     for address in shard.peer_addresses() {
-        let head = format!("GET /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-        let Ok(mut response) = shard.upstreams.request(address, head.as_bytes(), &[], false).await
-        else {
-            continue;
-        };
+        let Ok(mut response) = shard.ask_object(address, object).await else { continue };
         if response.status != 200 {
             shard.upstreams.give_back(response);
             continue;
