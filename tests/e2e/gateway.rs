@@ -36,6 +36,7 @@ fn a_node_that_does_not_answer_is_not_waited_for() {
             .ok()
             .filter(|answer| answer.status < 300)
     });
+    wait_active(&base, 2);
     // Stopped in its tracks: the kernel still takes connections and requests for it.
     signal(nodes[0].pid(), rustix::process::Signal::STOP);
     for _ in 0..8 {
@@ -49,6 +50,32 @@ fn a_node_that_does_not_answer_is_not_waited_for() {
     );
     signal(nodes[0].pid(), rustix::process::Signal::CONT);
     assert!(begun >= 1 && won == begun, "{begun} begun, {won} won");
+}
+
+/// Waits until the tracker names so many nodes for downloads.
+fn wait_active(base: &Base, count: usize) {
+    eventually(&format!("{count} active nodes"), || {
+        let named = get(&base.tracker.address, "/-/v1/addresses?user=ann&for=download").ok()?;
+        let nodes = named.json()["nodes"].as_array().map_or(0, Vec::len);
+        (nodes == count).then_some(())
+    });
+}
+
+#[test]
+fn a_node_that_came_after_the_trackers_were_asked_is_found_when_the_other_is_silent() {
+    let base = Base::start();
+    let first = base.storage(101, "a", "");
+    // What the trackers say is kept for longer than this test takes.
+    let http = http(&base, "address_age = \"600 s\"");
+    put(&first.address, "/ann/film", &bytes(4, 100_000)).unwrap();
+    assert_eq!(get(&http.address, "/ann/film").unwrap().field("reel-node"), "101");
+    let _second = base.storage(102, "b", "");
+    wait_active(&base, 2);
+    signal(first.pid(), rustix::process::Signal::STOP);
+    let answer = get(&http.address, "/ann/film").unwrap();
+    signal(first.pid(), rustix::process::Signal::CONT);
+    assert_eq!((answer.status, answer.field("reel-node")), (200, "102"));
+    assert!(answer.body == bytes(4, 100_000));
 }
 
 /// The lines of an access log about a path, once there are so many.

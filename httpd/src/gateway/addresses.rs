@@ -124,7 +124,11 @@ impl AddressCache {
     }
 
     /// Asks the trackers, and keeps the answer.
-    async fn ask(&self, whose: &Whose, gateway: &Gateway) -> Result<Vec<SocketAddr>, Problem> {
+    pub(super) async fn ask(
+        &self,
+        whose: &Whose,
+        gateway: &Gateway,
+    ) -> Result<Vec<SocketAddr>, Problem> {
         let (trackers, path) = (gateway.trackers.clone(), whose.path());
         let (done, answer) = tokio::sync::oneshot::channel();
         gateway.side.spawn(async move {

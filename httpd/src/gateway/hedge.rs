@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use super::GatewayShard;
+use super::addresses::Whose;
 use super::read::{Begun, request_head};
 use crate::conn::ConnError;
 use crate::http::request::{Method, Request};
@@ -51,11 +52,12 @@ impl Hedges {
 impl GatewayShard {
     /// The head of a node's answer: of `node`, or of `second` when that one is sooner. Whoever is silent for
     /// `silent_after` becomes a suspect, and then `second` is asked whatever hedges have cost so far: this happens
-    /// once a request, since suspects are tried last.
+    /// once a request, since suspects are tried last. Without a `second` the trackers are asked for one then.
     pub(super) async fn ask(
         &self,
         request: &Request,
         path: &str,
+        whose: &Whose,
         node: SocketAddr,
         second: Option<SocketAddr>,
         begun: Option<&Begun>,
@@ -65,7 +67,18 @@ impl GatewayShard {
         let mut first = pin!(self.upstreams.request(node, head.as_bytes(), &[], head_only));
         let hedges = &self.hedges;
         hedges.earn();
-        let Some(second) = second else { return first.await };
+        let Some(second) = second else {
+            let second = monoio::select! {
+                answered = &mut first => return answered,
+                second = self.another_than(node, whose) => second,
+            };
+            let head = request_head(request, path, second, begun);
+            let mut other = pin!(self.upstreams.request(second, head.as_bytes(), &[], head_only));
+            return monoio::select! {
+                answered = &mut first => or_else(answered, other).await,
+                answered = &mut other => or_else(answered, first).await,
+            };
+        };
         let silent_after = self.silent_after();
         let hedge_after = hedges.after.min(silent_after);
         if !hedge_after.is_zero() {
@@ -87,10 +100,7 @@ impl GatewayShard {
         let head = request_head(request, path, second, begun);
         let mut other = pin!(self.upstreams.request(second, head.as_bytes(), &[], head_only));
         monoio::select! {
-            answered = &mut first => match answered {
-                Ok(response) if response.status < 500 => Ok(response),
-                _ => other.await,
-            },
+            answered = &mut first => or_else(answered, other).await,
             answered = &mut other => match answered {
                 Ok(response) if response.status < 500 => {
                     if hedged {
@@ -106,10 +116,34 @@ impl GatewayShard {
         }
     }
 
+    /// A node that the trackers name while `node` is silent: it may have come, or become active, since they were
+    /// asked last.
+    async fn another_than(&self, node: SocketAddr, whose: &Whose) -> SocketAddr {
+        loop {
+            monoio::time::sleep(self.silent_after()).await;
+            self.suspect(node);
+            let named = self.addresses.ask(whose, &self.gateway).await.unwrap_or_default();
+            if let Some(other) = named.into_iter().find(|other| *other != node) {
+                return other;
+            }
+        }
+    }
+
     /// `node` was silent, or broke off: it is tried last for a while.
     pub(super) fn suspect(&self, node: SocketAddr) {
         self.suspects.add(node, Instant::now());
         self.suspected.increment(1);
+    }
+}
+
+/// An answer, or the other request's when it is none that a client should get.
+async fn or_else(
+    answered: Result<Response, ConnError>,
+    other: impl Future<Output = Result<Response, ConnError>>,
+) -> Result<Response, ConnError> {
+    match answered {
+        Ok(response) if response.status < 500 => Ok(response),
+        _ => other.await,
     }
 }
 

@@ -63,7 +63,8 @@ impl GatewayShard {
                 Ok(nodes) => {
                     for (index, node) in nodes.iter().enumerate() {
                         let second = self.trusted_after(&nodes, index);
-                        match self.attempt(conn, request, path, *node, second, &mut begun).await? {
+                        let whom = (&whose, *node, second);
+                        match self.attempt(conn, request, path, whom, &mut begun).await? {
                             Attempt::Done(answered) => return Ok(answered),
                             Attempt::OtherGroup(group) => {
                                 whose = Whose::Group(group);
@@ -106,11 +107,10 @@ impl GatewayShard {
         conn: &mut Conn,
         request: &Request,
         path: &str,
-        node: SocketAddr,
-        second: Option<SocketAddr>,
+        (whose, node, second): (&Whose, SocketAddr, Option<SocketAddr>),
         begun: &mut Option<Begun>,
     ) -> Result<Attempt, ConnError> {
-        let asked = self.ask(request, path, node, second, begun.as_ref()).await;
+        let asked = self.ask(request, path, whose, node, second, begun.as_ref()).await;
         let mut response = match asked {
             Ok(response) => response,
             Err(error) => {
