@@ -13,6 +13,7 @@ mod changes;
 pub mod clock;
 pub mod disk;
 mod error;
+pub mod follow;
 pub mod format;
 pub mod id;
 pub mod read;

@@ -31,6 +31,19 @@ pub struct Arrived {
     pub target: Option<ObjectId>,
 }
 
+impl Store {
+    /// Marks the objects dead here, too, that tombstones among arrived records name.
+    pub async fn bury_targets(self: &Arc<Self>, arrived: &[Arrived]) -> Result<()> {
+        let dead: Vec<ObjectId> = arrived.iter().filter_map(|record| record.target).collect();
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let store = Arc::clone(self);
+        let kill = move || dead.into_iter().try_for_each(|object| store.kill(object).map(drop));
+        self.pool().run(kill).await
+    }
+}
+
 /// The copy of a packed segment, being filled.
 pub struct PackedReplica {
     store: Arc<Store>,

@@ -11,17 +11,18 @@ use reel_control::api::{Groups, NodeInfo, NodeState};
 use reel_control::catalog::{CatalogHandle, barrier, run_batches};
 use reel_control::client::{ClientError, Trackers};
 use reel_control::config::{AccessLogConfig, HttpConfig, StorageConfig};
+use reel_engine::follow::{Acks, Copying};
 use reel_engine::upkeep::{Finding, Upkeep, UpkeepOptions};
 use reel_engine::{Recovery, SegmentNumber, Store, StoreOptions};
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
 use crate::gateway::{Gateway, GatewayShard};
-use crate::replicate::{Copying, run_followers};
+use crate::replicate::run_followers;
 use crate::shard::{self, Stop};
 use crate::side::Side;
 use crate::storage::{
-    Acks, Epochs, Following, Node, StorageShard, offer_again, repair_damaged, run_sweeps,
+    Epochs, Following, Node, StorageShard, offer_again, repair_damaged, run_sweeps,
 };
 
 /// Damaged objects that wait to be fetched from a peer; the next scrub finds those beyond again.

@@ -4,8 +4,6 @@
 //! Large uploads are pushed while they come in ([`push`]). The next pull's offset is the acknowledgement. A node that was away, or is new, catches up the
 //! same way. Following a peer's records is also what keeps the shards' names true.
 
-mod copying;
-mod pending;
 mod pull;
 mod push;
 mod serve;
@@ -14,7 +12,6 @@ use reel_engine::format::segment_header::SegmentKind;
 use reel_engine::{Known, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use copying::Copying;
 pub(crate) use pull::run_followers;
 pub(crate) use push::Push;
 

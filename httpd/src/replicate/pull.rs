@@ -1,7 +1,5 @@
-//! The side that follows. Runs on one shard of the node.
+//! The side that follows: [`reel_engine::follow`] over HTTP. Runs on one shard of the node.
 
-use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,12 +8,11 @@ use std::time::{Duration, Instant};
 
 use reel_control::agent::Peer;
 use reel_control::api::NodeState;
-use reel_engine::format::segment_header::SegmentKind;
-use reel_engine::replica::{Arrived, PackedReplica, SoloReplica};
-use reel_engine::{Error, Known};
+use reel_engine::follow::{self, Followers, Net, News, Page, Pulled};
+use reel_engine::replica::Arrived;
+use reel_engine::{Error, Known, SegmentNumber};
 
-use super::pending::Pending;
-use super::{Changes, SegmentsPage};
+use super::{Changes, SegmentView, SegmentsPage};
 use crate::conn::ConnError;
 use crate::shard::Stop;
 use crate::storage::StorageShard;
@@ -23,16 +20,8 @@ use crate::upstream::Response;
 
 /// Between looks at the list of peers.
 const LOOK: Duration = Duration::from_millis(100);
-/// Between tries of a peer that does not answer.
-const RETRY: Duration = Duration::from_millis(300);
-/// Before a segment that was not copied is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
 /// How long a peer lets a follower wait for news.
 const NEWS_WAIT_MS: u64 = 1000;
-/// Tries after which a peer that does not answer does not keep this node from serving.
-const TRIES_BEFORE_ACTIVE: u32 = 3;
-/// Large segments copied at once.
-const LARGE_AT_ONCE: usize = 2;
 /// Bytes taken from a peer's answer at a time.
 const PIECE_BYTES: usize = 1 << 20;
 /// The largest answer that is JSON.
@@ -49,398 +38,187 @@ enum Broken {
     Status(u16),
     #[error("the peer's answer is not understood: {0}")]
     Json(#[from] serde_json::Error),
-}
-
-struct Followers {
-    shard: Rc<StorageShard>,
-    following: RefCell<HashSet<u32>>,
-    /// Peers whose segments were all here once, or that could not be reached.
-    caught_up: RefCell<HashSet<u32>>,
-    large: Cell<usize>,
-    pending: RefCell<Pending>,
-    lag: RefCell<HashMap<u32, Lag>>,
-    /// All that a peer wrote until then is here.
-    heard: RefCell<HashMap<u32, Instant>>,
-    /// Peers that trackers call offline.
-    offline: RefCell<HashSet<u32>>,
-    /// Rises when one goes offline: what it made is taken from the others from then on, so their segments are
-    /// listed anew.
-    losses: Cell<u64>,
-}
-
-/// How far this node is behind a peer.
-#[derive(Debug, Clone, Copy, Default)]
-struct Lag {
-    bytes: u64,
-    /// Since when it lacks anything, or knows nothing.
-    since: Option<Instant>,
+    #[error("the trackers do not name it any more")]
+    Unknown,
 }
 
 /// Follows every peer, and takes the node from joining over syncing to active.
 pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
-    let followers = Rc::new(Followers {
-        shard,
-        following: RefCell::default(),
-        caught_up: RefCell::default(),
-        large: Cell::new(0),
-        pending: RefCell::default(),
-        lag: RefCell::default(),
-        heard: RefCell::default(),
-        offline: RefCell::default(),
-        losses: Cell::new(0),
-    });
+    let (store, copying) = (Arc::clone(&shard.node.store), shard.node.copying.clone());
+    let followers = Followers::new(OverHttp(Rc::clone(&shard)), store, copying);
     while !stop.is_stopping() {
-        followers.look();
+        shard.follow(&followers);
         monoio::time::sleep(LOOK).await;
     }
 }
 
-impl Followers {
-    fn look(self: &Rc<Self>) {
-        let status = &self.shard.node.status;
-        let Some(peers) = self.shard.node.peers.read().clone() else { return };
+impl StorageShard {
+    fn follow(&self, followers: &Rc<Followers<OverHttp>>) {
+        let Some(standing) = followers.look() else { return };
+        let status = &self.node.status;
         if status.state() == NodeState::Joining {
             status.enter(NodeState::Syncing);
         }
-        let offline: HashSet<u32> = peers
-            .iter()
-            .filter(|peer| peer.state == NodeState::Offline)
-            .map(|peer| peer.id)
-            .collect();
-        if !offline.is_subset(&self.offline.borrow()) {
-            self.losses.set(self.losses.get() + 1);
-        }
-        self.offline.replace(offline);
-        let heard = self.heard.borrow();
-        let until = |offline_too: bool| {
-            let counts = |peer: &&Peer| offline_too || peer.state != NodeState::Offline;
-            let heard = peers.iter().filter(counts).map(|peer| heard.get(&peer.id).copied()).min();
-            // Without peers nobody else writes.
-            heard.unwrap_or(Some(Instant::now()))
-        };
-        self.shard.node.following.is_until(until(true), until(false));
-        for peer in &peers {
-            if peer.state != NodeState::Offline && self.following.borrow_mut().insert(peer.id) {
-                let (followers, peer) = (Rc::clone(self), peer.clone());
-                monoio::spawn(async move { followers.follow(peer).await });
-            }
-        }
-        let caught_up = self.caught_up.borrow();
-        let all = peers
-            .iter()
-            .all(|peer| peer.state == NodeState::Offline || caught_up.contains(&peer.id));
-        if all && status.state() == NodeState::Syncing {
+        self.node.following.is_until(standing.all_until, standing.living_until);
+        if standing.caught_up && status.state() == NodeState::Syncing {
             status.enter(NodeState::Active);
         }
-        let lag = self.lag.borrow();
-        for (peer, lag) in lag.iter() {
+        let mut behind = 0;
+        for (peer, lag) in followers.lags() {
+            behind += lag.bytes;
             let peer = [("peer", peer.to_string())];
             metrics::gauge!("reel_replication_lag_bytes", &peer).set(lag.bytes as f64);
             let seconds = lag.since.map_or(0.0, |since| since.elapsed().as_secs_f64());
             metrics::gauge!("reel_replication_lag_seconds", &peer).set(seconds);
         }
-        status.lag.store(lag.values().map(|lag| lag.bytes).sum(), Ordering::Relaxed);
+        status.lag.store(behind, Ordering::Relaxed);
     }
 
-    /// So many bytes of a peer's lack here.
-    fn lags(&self, peer: u32, bytes: u64) {
-        let mut lag = self.lag.borrow_mut();
-        let lag = lag.entry(peer).or_default();
-        lag.bytes = bytes;
-        lag.since = if bytes == 0 { None } else { lag.since.or(Some(Instant::now())) };
-    }
-
-    fn peer(&self, id: u32) -> Option<Peer> {
-        self.shard.node.peers.read().as_ref()?.iter().find(|peer| peer.id == id).cloned()
-    }
-
-    /// Follows one peer until the trackers call it offline.
-    async fn follow(self: Rc<Self>, peer: Peer) {
-        let mut tries = 0;
-        while let Some(now) = self.peer(peer.id).filter(|peer| peer.state != NodeState::Offline) {
-            let error = match self.follow_life(&now, &mut tries).await {
-                Ok(never) => match never {},
-                Err(error) => error,
-            };
-            tries += 1;
-            // What it wrote meanwhile is not known.
-            self.lag
-                .borrow_mut()
-                .entry(peer.id)
-                .or_default()
-                .since
-                .get_or_insert_with(Instant::now);
-            tracing::debug!(peer = peer.id, %error, "following breaks off");
-            if tries >= TRIES_BEFORE_ACTIVE {
-                self.caught_up.borrow_mut().insert(peer.id);
-            }
-            monoio::time::sleep(RETRY).await;
-        }
-        self.lag.borrow_mut().remove(&peer.id);
-        self.pending.borrow_mut().forget(peer.id);
-        self.following.borrow_mut().remove(&peer.id);
-    }
-
-    /// Lists all of a peer's segments, copies what lacks, then goes on with what changes.
-    async fn follow_life(
-        self: &Rc<Self>,
-        peer: &Peer,
-        tries: &mut u32,
-    ) -> Result<std::convert::Infallible, Broken> {
-        let mut boot = String::new();
-        let mut mark = 0;
-        let mut losses = self.losses.get();
-        loop {
-            if losses != self.losses.get() {
-                losses = self.losses.get();
-                self.pending.borrow_mut().forget(peer.id);
-                self.copy_all(peer).await?;
-            }
-            let asked = Instant::now();
-            let path =
-                format!("/-/v1/segments/changes?since={mark}&boot={boot}&wait_ms={NEWS_WAIT_MS}");
-            let changes: Changes = self.get_json(peer.address, &path).await?;
-            *tries = 0;
-            if changes.reset {
-                self.copy_all(peer).await?;
-                self.shard.node.following.doubt(Instant::now());
-                self.caught_up.borrow_mut().insert(peer.id);
-            }
-            (boot, mark) = (changes.boot, changes.mark);
-            let mut known: Vec<Known> =
-                changes.segments.iter().filter_map(super::SegmentView::known).collect();
-            known.extend(self.pending.borrow().due(peer.id, Instant::now()));
-            self.copy(peer, known).await?;
-            self.heard.borrow_mut().insert(peer.id, asked);
+    /// Records have arrived: names they concern are not believed any more.
+    pub(super) fn heard_of(&self, records: &[Arrived]) {
+        for record in records {
+            self.node.epochs.raise(&record.user, &record.name);
         }
     }
+}
 
-    async fn copy_all(self: &Rc<Self>, peer: &Peer) -> Result<(), Broken> {
-        let mut after = None;
-        loop {
-            let path = match after {
-                Some(after) => format!("/-/v1/segments?after={after}"),
-                None => "/-/v1/segments".to_owned(),
-            };
-            let page: SegmentsPage = self.get_json(peer.address, &path).await?;
-            let known = page.segments.iter().filter_map(super::SegmentView::known).collect();
-            self.copy(peer, known).await?;
-            // Large ones are copied beside; being caught up means that they are here too.
-            while self.large.get() > 0 {
-                monoio::time::sleep(LOOK / 4).await;
-            }
-            match page.next {
-                Some(next) => after = Some(next),
-                None => return Ok(()),
+/// Peers over HTTP.
+struct OverHttp(Rc<StorageShard>);
+
+impl OverHttp {
+    fn address(&self, peer: u32) -> Result<SocketAddr, Broken> {
+        let peers = self.0.node.peers.read();
+        let found = peers.iter().flatten().find(|known| known.id == peer);
+        found.map(|peer| peer.address).ok_or(Broken::Unknown)
+    }
+
+    async fn get(&self, peer: u32, path: &str) -> Result<Response, Broken> {
+        let address = self.address(peer)?;
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        let response = self.0.upstreams.request(address, head.as_bytes(), &[], false).await?;
+        match response.status {
+            200 => Ok(response),
+            status => {
+                self.0.upstreams.give_back(response);
+                Err(Broken::Status(status))
             }
         }
     }
 
     async fn get_json<T: serde::de::DeserializeOwned>(
         &self,
-        address: SocketAddr,
+        peer: u32,
         path: &str,
     ) -> Result<T, Broken> {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-        let mut response =
-            self.shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
-        if response.status != 200 {
-            return Err(Broken::Status(response.status));
-        }
+        let mut response = self.get(peer, path).await?;
         let body = response.read_all(JSON_BYTES).await?;
-        self.shard.upstreams.give_back(response);
+        self.0.upstreams.give_back(response);
         Ok(serde_json::from_slice(&body)?)
     }
+}
 
-    /// Copies those of the segments that lack here. Large ones are copied beside.
-    async fn copy(self: &Rc<Self>, peer: &Peer, segments: Vec<Known>) -> Result<(), Broken> {
-        let mut wanted = Vec::new();
-        for known in segments {
-            match self.missing(peer, &known).await? {
-                Some(missing) => wanted.push((known, missing)),
-                None => self.pending.borrow_mut().done(peer.id, known.number),
-            }
-        }
-        self.lags(peer.id, wanted.iter().map(|(_, missing)| missing).sum());
-        for (known, _) in wanted {
-            let Some(claim) = self.shard.node.copying.claim(known.number) else {
-                // Another peer gives it, or pushes it: whether all came is looked at again.
-                self.put_off(peer.id, known);
-                continue;
-            };
-            if known.kind == SegmentKind::Solo {
-                while self.large.get() >= LARGE_AT_ONCE {
-                    monoio::time::sleep(LOOK / 4).await;
-                }
-                self.large.set(self.large.get() + 1);
-                self.pending.borrow_mut().begin(peer.id, known.clone());
-                let (followers, peer) = (Rc::clone(self), peer.clone());
-                monoio::spawn(async move {
-                    match followers.copy_solo(peer.address, &known).await {
-                        // Gone there: deleted meanwhile.
-                        Ok(()) | Err(Broken::Status(404)) => {
-                            followers.pending.borrow_mut().done(peer.id, known.number);
-                        }
-                        Err(error) => {
-                            tracing::warn!(segment = %known.number, peer = peer.id, %error, "large segment not copied; tried again");
-                            followers.put_off(peer.id, known);
-                        }
-                    }
-                    followers.large.set(followers.large.get() - 1);
-                    drop(claim);
-                });
-            } else {
-                let result = self.copy_packed(peer.address, &known).await;
-                drop(claim);
-                result?;
-                self.pending.borrow_mut().done(peer.id, known.number);
-            }
-        }
-        let pending = self.pending.borrow().bytes(peer.id);
-        self.lags(peer.id, pending);
-        Ok(())
+impl Net for OverHttp {
+    type Error = Broken;
+    type Pulled = PulledOverHttp;
+
+    fn peers(&self) -> Option<Vec<follow::Peer>> {
+        let told =
+            |peer: &Peer| follow::Peer { id: peer.id, offline: peer.state == NodeState::Offline };
+        Some(self.0.node.peers.read().as_ref()?.iter().map(told).collect())
     }
 
-    fn put_off(&self, peer: u32, known: Known) {
-        if !self.pending.borrow_mut().put_off(peer, known, Instant::now() + AGAIN) {
-            // All that lacks is found again by listing.
-            self.losses.set(self.losses.get() + 1);
-        }
+    async fn news(&self, peer: u32, boot: &str, mark: u64) -> Result<News, Broken> {
+        let path =
+            format!("/-/v1/segments/changes?since={mark}&boot={boot}&wait_ms={NEWS_WAIT_MS}");
+        let Changes { boot, mark, reset, segments } = self.get_json(peer, &path).await?;
+        let segments = segments.iter().filter_map(SegmentView::known).collect();
+        Ok(News { boot, mark, reset, segments })
     }
 
-    /// Bytes of a segment that lack here and should come from this peer; `None` when none.
-    async fn missing(&self, peer: &Peer, known: &Known) -> Result<Option<u64>, Broken> {
-        let node = &self.shard.node;
-        let here = node.store.has(known.number);
-        let own = known.creator == node.config.id;
-        let by_creator = known.creator == peer.id;
-        let creator_serves =
-            self.peer(known.creator).is_some_and(|creator| creator.state != NodeState::Offline);
-        // Of an own one that is here a peer has more only when this node was wiped, and has filled itself from
-        // another that had less.
-        if !own && !by_creator && creator_serves {
-            return Ok(None);
-        }
-        if !here {
-            return Ok(Some(known.length));
-        }
-        let (store, number) = (Arc::clone(&node.store), known.number);
-        let ours = node.store.pool().run(move || store.describe(number)).await;
-        match ours {
-            // `sealed` here, or as long as there: nothing to pull, but perhaps to seal.
-            Ok(ours) if ours.sealed => Ok(None),
-            Ok(ours) if ours.length >= known.length && !known.sealed => Ok(None),
-            Ok(ours) => Ok(Some(known.length.saturating_sub(ours.length))),
-            // A copy of a large one that is not complete.
-            Err(_) => Ok(None),
-        }
+    async fn page(&self, peer: u32, after: Option<SegmentNumber>) -> Result<Page, Broken> {
+        let path = match after {
+            Some(after) => format!("/-/v1/segments?after={}", after.get()),
+            None => "/-/v1/segments".to_owned(),
+        };
+        let SegmentsPage { segments, next } = self.get_json(peer, &path).await?;
+        let segments = segments.iter().filter_map(SegmentView::known).collect();
+        Ok(Page { segments, next: next.and_then(SegmentNumber::new) })
     }
 
     async fn pull(
         &self,
-        address: SocketAddr,
+        peer: u32,
         known: &Known,
         from: u64,
-    ) -> Result<Response, Broken> {
-        let node = self.shard.node.config.id;
+    ) -> Result<Option<PulledOverHttp>, Broken> {
+        let node = self.0.node.config.id;
         let Known { number, generation, salt, .. } = known;
-        let head = format!(
-            "GET /-/v1/segments/{}/bytes?from={from}&node={node}&generation={generation}&salt={salt} HTTP/1.1\r\nHost: {address}\r\n\r\n",
+        let path = format!(
+            "/-/v1/segments/{}/bytes?from={from}&node={node}&generation={generation}&salt={salt}",
             number.get()
         );
-        let response = self.shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
-        if response.status != 200 {
-            return Err(Broken::Status(response.status));
-        }
-        Ok(response)
-    }
-
-    async fn copy_packed(&self, address: SocketAddr, known: &Known) -> Result<(), Broken> {
-        let store = &self.shard.node.store;
-        let Some(mut replica) = PackedReplica::open(store, known).await? else { return Ok(()) };
-        loop {
-            let mut response = match self.pull(address, known, replica.next_offset()).await {
-                // Deleted or compacted away meanwhile.
-                Err(Broken::Status(404)) => return Ok(()),
-                response => response?,
-            };
-            let sealed = response.field("reel-sealed") == Some("1");
-            let empty = response.remaining() == 0;
-            let mut piece = Vec::new();
-            while !response.conn.body.is_done() {
-                piece.clear();
-                response.conn.read_some(&mut piece, PIECE_BYTES).await?;
-                let arrived = replica.append(&piece).await?;
-                metrics::counter!("reel_replicated_bytes_total").increment(piece.len() as u64);
-                self.shard.take_in(arrived).await?;
+        match self.get(peer, &path).await {
+            Ok(response) => {
+                let is_last = response.field("reel-sealed") == Some("1");
+                let shard = Rc::clone(&self.0);
+                let response = Some(response);
+                Ok(Some(PulledOverHttp { shard, is_last, response, piece: Vec::new() }))
             }
-            self.shard.upstreams.give_back(response);
-            if sealed {
-                replica.finish().await?;
-                return Ok(());
-            }
-            // The empty pull has acknowledged what came before.
-            if empty {
-                return Ok(());
-            }
+            Err(Broken::Status(404)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
-    async fn copy_solo(&self, address: SocketAddr, known: &Known) -> Result<(), Broken> {
-        let store = &self.shard.node.store;
-        let Some(mut replica) = SoloReplica::open(store, known).await? else { return Ok(()) };
-        if let Err(error) = self.fill_solo(address, known, &mut replica).await {
-            replica.abandon().await?;
-            return Err(error);
-        }
-        let arrived = replica.finish().await?;
-        self.shard.take_in(vec![arrived]).await?;
-        let done = self.pull(address, known, known.length).await?;
-        self.shard.upstreams.give_back(done);
-        Ok(())
+    fn arrived(&self, records: &[Arrived]) {
+        self.0.heard_of(records);
     }
 
-    async fn fill_solo(
-        &self,
-        address: SocketAddr,
-        known: &Known,
-        replica: &mut SoloReplica,
-    ) -> Result<(), Broken> {
-        while replica.next_offset() < known.length {
-            let mut response = self.pull(address, known, replica.next_offset()).await?;
-            if response.remaining() == 0 {
-                return Err(Broken::Status(response.status));
-            }
-            let mut piece = Vec::new();
-            while !response.conn.body.is_done() {
-                piece.clear();
-                response.conn.read_some(&mut piece, PIECE_BYTES).await?;
-                replica.append(&piece).await?;
-                metrics::counter!("reel_replicated_bytes_total").increment(piece.len() as u64);
-            }
-            self.shard.upstreams.give_back(response);
-        }
-        Ok(())
+    fn reborn(&self, _peer: u32) {
+        self.0.node.following.doubt(Instant::now());
+    }
+
+    async fn sleep(&self, time: Duration) {
+        monoio::time::sleep(time).await;
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        monoio::spawn(task);
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 }
 
-impl StorageShard {
-    /// Records that arrived: names they concern are not believed any more, objects that their
-    /// tombstones name are dead here too.
-    pub(super) async fn take_in(&self, arrived: Vec<Arrived>) -> Result<(), Error> {
-        let node = &self.node;
-        let mut dead = Vec::new();
-        for record in arrived {
-            node.epochs.raise(&record.user, &record.name);
-            dead.extend(record.target);
+struct PulledOverHttp {
+    shard: Rc<StorageShard>,
+    is_last: bool,
+    /// Gone when all was read: its connection serves again.
+    response: Option<Response>,
+    piece: Vec<u8>,
+}
+
+impl Pulled for PulledOverHttp {
+    type Error = Broken;
+
+    fn is_last(&self) -> bool {
+        self.is_last
+    }
+
+    fn is_empty(&self) -> bool {
+        self.response.as_ref().is_none_or(|response| response.remaining() == 0)
+    }
+
+    async fn next(&mut self) -> Result<Option<&[u8]>, Broken> {
+        let Some(response) = &mut self.response else { return Ok(None) };
+        if response.conn.body.is_done() {
+            if let Some(response) = self.response.take() {
+                self.shard.upstreams.give_back(response);
+            }
+            return Ok(None);
         }
-        if !dead.is_empty() {
-            let store = Arc::clone(&node.store);
-            node.store
-                .pool()
-                .run(move || dead.into_iter().try_for_each(|object| store.kill(object).map(drop)))
-                .await?;
-        }
-        Ok(())
+        self.piece.clear();
+        response.conn.read_some(&mut self.piece, PIECE_BYTES).await?;
+        Ok(Some(&self.piece))
     }
 }

@@ -207,7 +207,8 @@ impl StorageShard {
         match copy.finish(ending).await {
             Ok(arrived) => {
                 metrics::counter!("reel_copies_received_total").increment(1);
-                Ok(self.take_in(vec![arrived]).await.map_err(Problem::from))
+                self.heard_of(std::slice::from_ref(&arrived));
+                Ok(self.node.store.bury_targets(&[arrived]).await.map_err(Problem::from))
             }
             Err(error) => Ok(Err(error.into())),
         }

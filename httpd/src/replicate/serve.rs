@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use reel_engine::follow::Portion;
 use reel_engine::{Error, SegmentNumber};
 
 use super::{Changes, PAGE, SegmentView, SegmentsPage};
@@ -15,8 +16,6 @@ use crate::storage::StorageShard;
 
 /// The longest a follower may wait for news.
 const MAX_WAIT: Duration = Duration::from_secs(5);
-/// Bytes of one pull.
-const PULL_BYTES: u64 = 64 << 20;
 
 pub(super) fn number_of(request: &Request, key: &str) -> Option<u64> {
     query_value(&request.query, key)?.parse().ok()
@@ -25,22 +24,8 @@ pub(super) fn number_of(request: &Request, key: &str) -> Option<u64> {
 impl StorageShard {
     async fn describe(&self, numbers: Vec<SegmentNumber>) -> Result<Vec<SegmentView>, Error> {
         let store = Arc::clone(&self.node.store);
-        self.node
-            .store
-            .pool()
-            .run(move || {
-                let mut views = Vec::with_capacity(numbers.len());
-                for number in numbers {
-                    match store.describe(number) {
-                        Ok(known) => views.push(known.into()),
-                        // Deleted meanwhile, or a large upload that is not complete.
-                        Err(Error::NoSegment(_) | Error::Damaged { .. }) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                Ok(views)
-            })
-            .await
+        let described = self.node.store.pool().run(move || store.describe_all(numbers)).await?;
+        Ok(described.into_iter().map(SegmentView::from).collect())
     }
 
     pub(crate) async fn segments_page(
@@ -70,18 +55,10 @@ impl StorageShard {
         let wait = number_of(request, "wait_ms")
             .map_or(Duration::ZERO, Duration::from_millis)
             .min(MAX_WAIT);
-        let deadline = Instant::now() + wait;
-        let (mark, changed) = loop {
-            let seen = store.grown().count();
-            let (mark, changed) = store.changes_since(if same_life { since } else { 0 });
-            let news = changed.as_ref().is_none_or(|changed| !changed.is_empty());
-            let left = deadline.saturating_duration_since(Instant::now());
-            if news
-                || left.is_zero()
-                || monoio::time::timeout(left, store.grown().beyond(seen)).await.is_err()
-            {
-                break (mark, changed);
-            }
+        let since = if same_life { since } else { 0 };
+        let (mark, changed) = match monoio::time::timeout(wait, store.changes_beyond(since)).await {
+            Ok(news) => news,
+            Err(_) => store.changes_since(since),
         };
         let reset = changed.is_none();
         match self.describe(changed.unwrap_or_default().into_iter().collect()).await {
@@ -126,28 +103,24 @@ impl StorageShard {
             }
             Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
-        let header = segment.header();
-        let same =
-            |key, ours| number_of(request, key).is_none_or(|theirs| theirs == u64::from(ours));
-        if !same("generation", header.generation) || !same("salt", header.salt) {
-            let error = Error::OtherGeneration(segment.number());
-            return self.answers.refuse(conn, request, error.into()).await;
-        }
+        let theirs = |key| number_of(request, key).map(|value| u32::try_from(value).unwrap_or(0));
+        let portion = match Portion::of(&segment, from, theirs("generation"), theirs("salt")) {
+            Ok(portion) => portion,
+            Err(error) => return self.answers.refuse(conn, request, error.into()).await,
+        };
         if let Some(node) = number_of(request, "node").and_then(|node| u32::try_from(node).ok()) {
             self.node.acks.record(node, number, from);
         }
-        let sealed = segment.is_sealed();
-        let end = segment.durable();
-        let length = end.saturating_sub(from).min(PULL_BYTES);
+        let length = portion.range.end - portion.range.start;
         let mut head = self.answers.head(200, request);
         head.field("Content-Type", "application/octet-stream")
             .field("Content-Length", length)
-            .field("Reel-Sealed", u8::from(sealed && from + length >= end));
+            .field("Reel-Sealed", u8::from(portion.is_last));
         head.connection(request.keep_alive, request.http11);
         conn.queue(&head.end()).await?;
         if request.method == Method::Get && length > 0 {
             conn.flush_before_file().await?;
-            self.send_raw(conn, &segment, from..from + length).await?;
+            self.send_raw(conn, &segment, portion.range).await?;
         }
         Ok(Answered { status: 200, close: false })
     }

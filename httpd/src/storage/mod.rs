@@ -1,6 +1,5 @@
 //! A storage node's shard: finds, sends, takes and deletes the objects of its group.
 
-mod acks;
 mod admin;
 mod cold;
 mod delete;
@@ -28,9 +27,9 @@ use std::time::Instant;
 use reel_control::agent::{NodeStatus, Peers};
 use reel_control::catalog::CatalogHandle;
 use reel_control::config::StorageConfig;
+use reel_engine::follow::{Acks, Copying};
 use reel_engine::{Segment, SegmentNumber, Store, Writer};
 
-pub(crate) use acks::Acks;
 pub(crate) use following::Following;
 pub(crate) use names::Epochs;
 pub(crate) use offer::offer_again;
@@ -43,7 +42,6 @@ use crate::access_log::AccessLog;
 use crate::answer::Answers;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
-use crate::replicate::Copying;
 use crate::shard::{Answered, Service};
 use crate::tally::RequestMetrics;
 use crate::upstream::Upstreams;

@@ -80,7 +80,8 @@ impl StorageShard {
             let degraded = quorum.is_short() && self.node.config.ack_degraded == AckDegraded::Warn;
             let peers = if degraded { quorum.alive } else { quorum.asked };
             let left = deadline.saturating_duration_since(Instant::now());
-            if peers == 0 || self.node.acks.wait(number, end, peers, left.min(LOOK)).await {
+            let held = self.node.acks.held(number, end, peers);
+            if peers == 0 || monoio::time::timeout(left.min(LOOK), held).await.is_ok() {
                 if !degraded {
                     return Ok(None);
                 }

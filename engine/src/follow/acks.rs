@@ -1,25 +1,25 @@
 //! Which follower holds how much of which segment: the offset of its next pull says so.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use reel_engine::SegmentNumber;
-use reel_engine::signal::Signal;
+
+use crate::id::SegmentNumber;
+use crate::signal::Signal;
 
 /// Segments remembered; the oldest numbers go first.
 const SEGMENTS: usize = 4096;
 
 /// Offsets by segment and follower. Shared by the shards.
 #[derive(Debug, Default)]
-pub(crate) struct Acks {
+pub struct Acks {
     held: Mutex<HashMap<SegmentNumber, HashMap<u32, u64>>>,
     changed: Signal,
 }
 
 impl Acks {
     /// Follower `node` holds the first `bytes` bytes of a segment durably.
-    pub(crate) fn record(&self, node: u32, number: SegmentNumber, bytes: u64) {
+    pub fn record(&self, node: u32, number: SegmentNumber, bytes: u64) {
         let mut held = self.held.lock();
         if held.len() >= SEGMENTS
             && !held.contains_key(&number)
@@ -42,23 +42,14 @@ impl Acks {
             .map_or(0, |held| held.values().filter(|bytes| **bytes >= end).count())
     }
 
-    /// Waits until `peers` followers hold a segment up to `end`; false when that takes longer than `wait`.
-    pub(crate) async fn wait(
-        &self,
-        number: SegmentNumber,
-        end: u64,
-        peers: usize,
-        wait: Duration,
-    ) -> bool {
-        let waiting = async {
-            loop {
-                let seen = self.changed.count();
-                if self.holders(number, end) >= peers {
-                    return;
-                }
-                self.changed.beyond(seen).await;
+    /// Waits until `peers` followers hold a segment up to `end`. Cancel-safe.
+    pub async fn held(&self, number: SegmentNumber, end: u64, peers: usize) {
+        loop {
+            let seen = self.changed.count();
+            if self.holders(number, end) >= peers {
+                return;
             }
-        };
-        monoio::time::timeout(wait, waiting).await.is_ok()
+            self.changed.beyond(seen).await;
+        }
     }
 }

@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-use reel_engine::{Known, SegmentNumber};
+use crate::id::SegmentNumber;
+use crate::store::Known;
 
 /// Segments of a peer that may be pending; beyond, its list is asked for anew.
 const PENDING: usize = 4096;
@@ -72,7 +73,7 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reel_engine::format::segment_header::SegmentKind;
+    use crate::format::segment_header::SegmentKind;
     use std::time::Duration;
 
     fn known(number: u64) -> Known {

@@ -4,24 +4,25 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use reel_engine::SegmentNumber;
+
+use crate::id::SegmentNumber;
 
 /// Shared by the shards.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Copying {
+pub struct Copying {
     numbers: Arc<Mutex<HashSet<SegmentNumber>>>,
 }
 
 /// The right to copy a segment, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub struct Claim {
     copying: Copying,
     number: SegmentNumber,
 }
 
 impl Copying {
     /// `None` when somebody copies it already.
-    pub(crate) fn claim(&self, number: SegmentNumber) -> Option<Claim> {
+    pub fn claim(&self, number: SegmentNumber) -> Option<Claim> {
         let is_first = self.numbers.lock().insert(number);
         is_first.then(|| Claim { copying: self.clone(), number })
     }

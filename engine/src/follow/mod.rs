@@ -1,0 +1,478 @@
+//! Following: how a node takes over what its peers write.
+//!
+//! A follower lists all of a peer's segments once, then asks for what changed since, and pulls the bytes it lacks; the
+//! offset of its next pull says what it holds durably ([`Acks`]). What could not be copied is tried until it is here
+//! ([`pending`]). A segment comes from the node that made it, and from any peer when that one is offline.
+//!
+//! The network, the clock and the tasks are behind [`Net`]: HTTP on a shard, or a simulation.
+
+mod acks;
+mod copying;
+mod pending;
+mod serve;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::format::segment_header::SegmentKind;
+use crate::id::SegmentNumber;
+use crate::replica::{Arrived, PackedReplica, SoloReplica};
+use crate::store::{Known, Store};
+
+pub use acks::Acks;
+pub use copying::{Claim, Copying};
+use pending::Pending;
+pub use serve::Portion;
+
+/// Between tries of a peer that does not answer.
+const RETRY: Duration = Duration::from_millis(300);
+/// Before a segment that was not copied is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Between looks whether another large segment may be copied.
+const TURN: Duration = Duration::from_millis(25);
+/// Tries after which a peer that does not answer does not keep this node from serving.
+const TRIES_BEFORE_ACTIVE: u32 = 3;
+/// Large segments copied at once.
+const LARGE_AT_ONCE: usize = 2;
+
+/// Another node of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The node's id.
+    pub id: u32,
+    /// Whether the trackers call it offline.
+    pub offline: bool,
+}
+
+/// What changed at a peer since a mark.
+#[derive(Debug, Clone, Default)]
+pub struct News {
+    /// The life of the peer that `mark` belongs to.
+    pub boot: String,
+    /// What to ask with next.
+    pub mark: u64,
+    /// The mark asked with is too old, or of another life: list all.
+    pub reset: bool,
+    /// The segments as they are now.
+    pub segments: Vec<Known>,
+}
+
+/// Some of a peer's segments, in order.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// The segments.
+    pub segments: Vec<Known>,
+    /// Where the next page begins; `None` after the last one.
+    pub next: Option<SegmentNumber>,
+}
+
+/// What following needs around it. All of it runs on one thread.
+pub trait Net: 'static {
+    /// Why a peer could not be asked.
+    type Error: std::error::Error + From<Error>;
+    /// The answer to a pull.
+    type Pulled: Pulled<Error = Self::Error>;
+
+    /// The group's other nodes; `None` until the trackers have told.
+    fn peers(&self) -> Option<Vec<Peer>>;
+
+    /// What changed at `peer` since `mark` of its life `boot`. Answered at once when there is news, else after a second
+    /// or so.
+    fn news(
+        &self,
+        peer: u32,
+        boot: &str,
+        mark: u64,
+    ) -> impl Future<Output = Result<News, Self::Error>>;
+
+    /// The peer's segments behind `after`.
+    fn page(
+        &self,
+        peer: u32,
+        after: Option<SegmentNumber>,
+    ) -> impl Future<Output = Result<Page, Self::Error>>;
+
+    /// Durable bytes of a segment from `from` on, and says that this node holds all before durably. `None`: it is gone
+    /// there.
+    fn pull(
+        &self,
+        peer: u32,
+        known: &Known,
+        from: u64,
+    ) -> impl Future<Output = Result<Option<Self::Pulled>, Self::Error>>;
+
+    /// Records have arrived, and are durable here.
+    fn arrived(&self, records: &[Arrived]);
+
+    /// A peer has begun a new life.
+    fn reborn(&self, peer: u32);
+
+    /// Waits.
+    fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
+
+    /// Runs a task beside.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static);
+
+    /// The time.
+    fn now(&self) -> Instant;
+}
+
+/// Bytes of a segment on their way.
+pub trait Pulled {
+    /// Why they broke off.
+    type Error;
+
+    /// Nothing will follow these bytes: the segment is sealed at its source, and they reach its end.
+    fn is_last(&self) -> bool;
+
+    /// No bytes: all that is durable there is here.
+    fn is_empty(&self) -> bool;
+
+    /// The next piece; `None` at the end.
+    fn next(&mut self) -> impl Future<Output = Result<Option<&[u8]>, Self::Error>>;
+}
+
+/// How far a node is behind a peer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lag {
+    /// Bytes of the peer's that lack here, as far as is known.
+    pub bytes: u64,
+    /// Since when anything lacks, or nothing is known.
+    pub since: Option<Instant>,
+}
+
+/// How far following is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// All that all peers wrote until then is here; `None` when that is not known. Without peers it is now.
+    pub all_until: Option<Instant>,
+    /// The same for the peers that are not offline.
+    pub living_until: Option<Instant>,
+    /// Every living peer's segments were all here once, or it could not be reached.
+    pub caught_up: bool,
+}
+
+/// Follows every peer of a node.
+pub struct Followers<N: Net> {
+    net: N,
+    store: Arc<Store>,
+    copying: Copying,
+    following: RefCell<HashSet<u32>>,
+    /// Peers whose segments were all here once, or that could not be reached.
+    caught_up: RefCell<HashSet<u32>>,
+    large: Cell<usize>,
+    pending: RefCell<Pending>,
+    lag: RefCell<HashMap<u32, Lag>>,
+    /// All that a peer wrote until then is here.
+    heard: RefCell<HashMap<u32, Instant>>,
+    /// Peers that trackers call offline.
+    offline: RefCell<HashSet<u32>>,
+    /// Rises when one goes offline: what it made is taken from the others from then on, so their segments are
+    /// listed anew.
+    losses: Cell<u64>,
+}
+
+impl<N: Net> std::fmt::Debug for Followers<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Followers").field("following", &self.following).finish_non_exhaustive()
+    }
+}
+
+impl<N: Net> Followers<N> {
+    /// Nobody is followed until [`Followers::look`] is called. `copying` is shared with whoever else copies segments
+    /// into the store.
+    pub fn new(net: N, store: Arc<Store>, copying: Copying) -> Rc<Self> {
+        Rc::new(Self {
+            net,
+            store,
+            copying,
+            following: RefCell::default(),
+            caught_up: RefCell::default(),
+            large: Cell::new(0),
+            pending: RefCell::default(),
+            lag: RefCell::default(),
+            heard: RefCell::default(),
+            offline: RefCell::default(),
+            losses: Cell::new(0),
+        })
+    }
+
+    /// Begins to follow peers that are not followed yet; to be called some times a second. `None` until the peers are
+    /// known.
+    pub fn look(self: &Rc<Self>) -> Option<Standing> {
+        let peers = self.net.peers()?;
+        let offline: HashSet<u32> =
+            peers.iter().filter(|peer| peer.offline).map(|peer| peer.id).collect();
+        if !offline.is_subset(&self.offline.borrow()) {
+            self.lose();
+        }
+        self.offline.replace(offline);
+        for peer in peers.iter().filter(|peer| !peer.offline) {
+            if self.following.borrow_mut().insert(peer.id) {
+                let (followers, peer) = (Rc::clone(self), peer.id);
+                self.net.spawn(async move { followers.follow(peer).await });
+            }
+        }
+        let heard = self.heard.borrow();
+        let until = |offline_too: bool| {
+            let counts = |peer: &&Peer| offline_too || !peer.offline;
+            let heard = peers.iter().filter(counts).map(|peer| heard.get(&peer.id).copied()).min();
+            // Without peers nobody else writes.
+            heard.unwrap_or_else(|| Some(self.net.now()))
+        };
+        let caught_up = self.caught_up.borrow();
+        Some(Standing {
+            all_until: until(true),
+            living_until: until(false),
+            caught_up: peers.iter().all(|peer| peer.offline || caught_up.contains(&peer.id)),
+        })
+    }
+
+    /// How far this node is behind each peer.
+    pub fn lags(&self) -> Vec<(u32, Lag)> {
+        self.lag.borrow().iter().map(|(peer, lag)| (*peer, *lag)).collect()
+    }
+
+    fn lose(&self) {
+        self.losses.set(self.losses.get() + 1);
+    }
+
+    /// So many bytes of a peer's lack here.
+    fn lags_by(&self, peer: u32, bytes: u64) {
+        let mut lag = self.lag.borrow_mut();
+        let lag = lag.entry(peer).or_default();
+        lag.bytes = bytes;
+        lag.since = if bytes == 0 { None } else { lag.since.or_else(|| Some(self.net.now())) };
+    }
+
+    fn serves(&self, id: u32) -> bool {
+        let peers = self.net.peers().unwrap_or_default();
+        peers.iter().any(|peer| peer.id == id && !peer.offline)
+    }
+
+    /// Follows one peer until the trackers call it offline.
+    async fn follow(self: Rc<Self>, peer: u32) {
+        let mut tries = 0;
+        while self.serves(peer) {
+            let error = match self.follow_life(peer, &mut tries).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            tries += 1;
+            // What it wrote meanwhile is not known.
+            let now = self.net.now();
+            self.lag.borrow_mut().entry(peer).or_default().since.get_or_insert(now);
+            tracing::debug!(peer, %error, "following breaks off");
+            if tries >= TRIES_BEFORE_ACTIVE {
+                self.caught_up.borrow_mut().insert(peer);
+            }
+            self.net.sleep(RETRY).await;
+        }
+        self.lag.borrow_mut().remove(&peer);
+        self.pending.borrow_mut().forget(peer);
+        self.following.borrow_mut().remove(&peer);
+    }
+
+    /// Lists all of a peer's segments, copies what lacks, then goes on with what changes.
+    async fn follow_life(
+        self: &Rc<Self>,
+        peer: u32,
+        tries: &mut u32,
+    ) -> Result<std::convert::Infallible, N::Error> {
+        let mut boot = String::new();
+        let mut mark = 0;
+        let mut losses = self.losses.get();
+        loop {
+            if losses != self.losses.get() {
+                losses = self.losses.get();
+                self.pending.borrow_mut().forget(peer);
+                self.copy_all(peer).await?;
+            }
+            let asked = self.net.now();
+            let news = self.net.news(peer, &boot, mark).await?;
+            *tries = 0;
+            if news.reset {
+                self.copy_all(peer).await?;
+                self.net.reborn(peer);
+                self.caught_up.borrow_mut().insert(peer);
+            }
+            (boot, mark) = (news.boot, news.mark);
+            let mut known = news.segments;
+            known.extend(self.pending.borrow().due(peer, self.net.now()));
+            self.copy(peer, known).await?;
+            self.heard.borrow_mut().insert(peer, asked);
+        }
+    }
+
+    async fn copy_all(self: &Rc<Self>, peer: u32) -> Result<(), N::Error> {
+        let mut after = None;
+        loop {
+            let page = self.net.page(peer, after).await?;
+            self.copy(peer, page.segments).await?;
+            // Large ones are copied beside; being caught up means that they are here too.
+            while self.large.get() > 0 {
+                self.net.sleep(TURN).await;
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Copies those of the segments that lack here. Large ones are copied beside.
+    async fn copy(self: &Rc<Self>, peer: u32, segments: Vec<Known>) -> Result<(), N::Error> {
+        let mut wanted = Vec::new();
+        for known in segments {
+            match self.missing(peer, &known).await {
+                Some(missing) => wanted.push((known, missing)),
+                None => self.pending.borrow_mut().done(peer, known.number),
+            }
+        }
+        self.lags_by(peer, wanted.iter().map(|(_, missing)| missing).sum());
+        for (known, _) in wanted {
+            let Some(claim) = self.copying.claim(known.number) else {
+                // Another peer gives it, or pushes it: whether all came is looked at again.
+                self.put_off(peer, known);
+                continue;
+            };
+            if known.kind == SegmentKind::Packed {
+                let result = self.copy_packed(peer, &known).await;
+                drop(claim);
+                result?;
+                self.pending.borrow_mut().done(peer, known.number);
+                continue;
+            }
+            while self.large.get() >= LARGE_AT_ONCE {
+                self.net.sleep(TURN).await;
+            }
+            self.large.set(self.large.get() + 1);
+            self.pending.borrow_mut().begin(peer, known.clone());
+            let followers = Rc::clone(self);
+            self.net.spawn(async move {
+                match followers.copy_solo(peer, &known).await {
+                    Ok(()) => followers.pending.borrow_mut().done(peer, known.number),
+                    Err(error) => {
+                        tracing::warn!(segment = %known.number, peer, %error, "large segment not copied; tried again");
+                        followers.put_off(peer, known);
+                    }
+                }
+                followers.large.set(followers.large.get() - 1);
+                drop(claim);
+            });
+        }
+        let pending = self.pending.borrow().bytes(peer);
+        self.lags_by(peer, pending);
+        Ok(())
+    }
+
+    fn put_off(&self, peer: u32, known: Known) {
+        if !self.pending.borrow_mut().put_off(peer, known, self.net.now() + AGAIN) {
+            // All that lacks is found again by listing.
+            self.lose();
+        }
+    }
+
+    /// Bytes of a segment that lack here and should come from this peer; `None` when none.
+    async fn missing(&self, peer: u32, known: &Known) -> Option<u64> {
+        let own = known.creator == self.store.options.node;
+        let by_creator = known.creator == peer;
+        // Of an own one that is here a peer has more only when this node was wiped, and has filled itself from
+        // another that had less.
+        if !own && !by_creator && self.serves(known.creator) {
+            return None;
+        }
+        if !self.store.has(known.number) {
+            return Some(known.length);
+        }
+        let (store, number) = (Arc::clone(&self.store), known.number);
+        let ours = self.store.pool().run(move || store.describe(number)).await;
+        match ours {
+            // `sealed` here, or as long as there: nothing to pull, but perhaps to seal.
+            Ok(ours) if ours.sealed => None,
+            Ok(ours) if ours.length >= known.length && !known.sealed => None,
+            Ok(ours) => Some(known.length.saturating_sub(ours.length)),
+            // A copy of a large one that is not complete.
+            Err(_) => None,
+        }
+    }
+
+    async fn copy_packed(&self, peer: u32, known: &Known) -> Result<(), N::Error> {
+        let Some(mut replica) = PackedReplica::open(&self.store, known).await? else {
+            return Ok(());
+        };
+        loop {
+            // Gone there: deleted or compacted away meanwhile.
+            let pulled = self.net.pull(peer, known, replica.next_offset()).await?;
+            let Some(mut pulled) = pulled else { return Ok(()) };
+            let (last, empty) = (pulled.is_last(), pulled.is_empty());
+            while let Some(piece) = pulled.next().await? {
+                count(piece);
+                let arrived = replica.append(piece).await?;
+                self.take_in(&arrived).await?;
+            }
+            if last {
+                replica.finish().await?;
+                return Ok(());
+            }
+            // The empty pull has acknowledged what came before.
+            if empty {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn copy_solo(&self, peer: u32, known: &Known) -> Result<(), N::Error> {
+        let Some(mut replica) = SoloReplica::open(&self.store, known).await? else { return Ok(()) };
+        match self.fill_solo(peer, known, &mut replica).await {
+            Ok(true) => {}
+            // Gone there: deleted meanwhile.
+            Ok(false) => return Ok(replica.abandon().await?),
+            Err(error) => {
+                replica.abandon().await?;
+                return Err(error);
+            }
+        }
+        let arrived = replica.finish().await?;
+        self.take_in(&[arrived]).await?;
+        // Says that it is here.
+        if let Some(mut pulled) = self.net.pull(peer, known, known.length).await? {
+            while pulled.next().await?.is_some() {}
+        }
+        Ok(())
+    }
+
+    /// False when the segment is gone there.
+    async fn fill_solo(
+        &self,
+        peer: u32,
+        known: &Known,
+        replica: &mut SoloReplica,
+    ) -> Result<bool, N::Error> {
+        while replica.next_offset() < known.length {
+            let pulled = self.net.pull(peer, known, replica.next_offset()).await?;
+            let Some(mut pulled) = pulled else { return Ok(false) };
+            if pulled.is_empty() {
+                return Err(Error::OtherGeneration(known.number).into());
+            }
+            while let Some(piece) = pulled.next().await? {
+                count(piece);
+                replica.append(piece).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    async fn take_in(&self, arrived: &[Arrived]) -> Result<(), Error> {
+        self.net.arrived(arrived);
+        self.store.bury_targets(arrived).await
+    }
+}
+
+fn count(piece: &[u8]) {
+    metrics::counter!("reel_replicated_bytes_total").increment(piece.len() as u64);
+}
