@@ -16,7 +16,7 @@ use crate::segment::Segment;
 use crate::segment::open::{open_solo, open_table, read_header};
 use crate::segment::scan::{Scan, Trust, scan_packed};
 use crate::slots::SlotTable;
-use crate::store::{Folder, Recovery, Store};
+use crate::store::{Folder, Marker, Recovery, Store};
 
 /// Recovers every marked segment of every folder that works.
 pub(crate) fn recover(store: &Arc<Store>) -> Result<Recovery> {
@@ -49,7 +49,12 @@ pub(crate) fn recover_folder(store: &Arc<Store>, index: u16) -> Result<Recovery>
     let mut recovery = Recovery::default();
     let mut dead: Vec<ObjectId> = Vec::new();
     let mut recovered: BTreeMap<SegmentNumber, Arc<Segment>> = BTreeMap::new();
-    for number in store.folder(index).marked()? {
+    let marked = store.folder(index).marked()?;
+    let is_copy = |segment: &Segment| {
+        segment.header().creator != store.options.node
+            || marked.get(&segment.number()) == Some(&Marker::Copy)
+    };
+    for number in marked.keys().copied() {
         store.note_marked(number);
         match recover_one(store.folder(index), index, number, &mut recovery, &mut dead)? {
             Left::Segment(segment) => drop(recovered.insert(number, segment)),
@@ -64,7 +69,7 @@ pub(crate) fn recover_folder(store: &Arc<Store>, index: u16) -> Result<Recovery>
         }
     }
     for segment in recovered.values() {
-        if segment.header().creator == store.options.node {
+        if !is_copy(segment) {
             segment.add_unsettled(segment.slots() as u32);
         }
         store.register(Arc::clone(segment));
@@ -84,10 +89,12 @@ pub(crate) fn recover_folder(store: &Arc<Store>, index: u16) -> Result<Recovery>
         if !store.has(number) {
             continue;
         }
-        if segment.header().creator != store.options.node {
-            // A copy that was still being filled: it is readable up to here, and is resumed.
+        if is_copy(&segment) {
+            // It was still being filled: it is readable up to here, and is resumed.
             if segment.is_solo() {
                 store.seal_copy(&segment)?;
+            } else if segment.header().creator == store.options.node {
+                store.note_own_copy(number);
             }
             continue;
         }

@@ -16,7 +16,7 @@ use crate::id::{ObjectId, SegmentNumber};
 use crate::segment::Segment;
 use crate::segment::scan::{check_place, entry_of};
 use crate::solo::{BlockCrcs, Ending, PAYLOAD_AT, SoloFile};
-use crate::store::{Known, Store};
+use crate::store::{Known, Marker, Store};
 
 /// A record that arrived and is durable here.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ pub struct PackedReplica {
 }
 
 impl PackedReplica {
-    /// Begins a copy, or goes on with the one that is here already. `Ok(None)`: it is complete.
+    /// Begins a copy, or goes on with the one that is here already. `Ok(None)`: it is complete, or gone for good.
     pub async fn open(store: &Arc<Store>, known: &Known) -> Result<Option<Self>> {
         let (maker, known) = (Arc::clone(store), known.clone());
         let opened = store.pool().run(move || open_packed(&maker, &known)).await?;
@@ -105,6 +105,12 @@ impl PackedReplica {
         Ok(arrived)
     }
 
+    /// Takes over which of its records are dead: the source may have let their tombstones go.
+    pub async fn bury(&self, slots: Vec<u16>) -> Result<()> {
+        let (store, number) = (Arc::clone(&self.store), self.segment.number());
+        self.store.pool().run(move || store.kill_slots(number, &slots)).await
+    }
+
     /// The source has sealed the segment and all of it is here.
     pub async fn finish(self) -> Result<()> {
         self.store.seal(self.segment).await
@@ -132,7 +138,13 @@ fn open_packed(store: &Arc<Store>, known: &Known) -> Result<Option<Arc<Segment>>
         salt: known.salt,
         created_ms: store.clock().now_ms(),
     };
-    Ok(Some(store.create_packed_blocking(header, None)?.segment))
+    if store.is_gone(known.number) {
+        return Ok(None);
+    }
+    if known.creator == store.options.node {
+        store.note_own_copy(known.number);
+    }
+    Ok(Some(store.create_packed_blocking(header, Marker::Copy, None)?.segment))
 }
 
 /// The whole records at the start of `bytes`, which lie at `base` in the segment, and how many
@@ -176,15 +188,15 @@ pub struct SoloCopy {
 }
 
 impl SoloCopy {
-    /// Begins a copy. `Ok(None)`: it is here already.
+    /// Begins a copy. `Ok(None)`: it is here already, or gone for good.
     pub async fn begin(store: &Arc<Store>, number: SegmentNumber) -> Result<Option<Self>> {
-        if store.has(number) {
+        if store.has(number) || store.is_gone(number) {
             return Ok(None);
         }
         let maker = Arc::clone(store);
         // A leftover of an earlier try in this process is begun anew.
         store.pool().run(move || maker.remove(number)).await?;
-        let file = SoloFile::create(store, number).await?;
+        let file = SoloFile::create(store, number, Marker::Copy).await?;
         Ok(Some(Self { store: Arc::clone(store), number, file, crcs: BlockCrcs::default() }))
     }
 

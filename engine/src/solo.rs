@@ -23,7 +23,7 @@ use crate::format::trailer::{self, BLOCK_BYTES};
 use crate::format::{HEADER_BYTES, align};
 use crate::id::SegmentNumber;
 use crate::segment::Segment;
-use crate::store::{Source, Store};
+use crate::store::{Marker, Source, Store};
 use crate::writer::{Draft, Stored};
 
 /// Where the payload starts in a solo segment: behind the header page and the head page.
@@ -100,10 +100,14 @@ pub(crate) struct SoloFile {
 }
 
 impl SoloFile {
-    pub(crate) async fn create(store: &Arc<Store>, number: SegmentNumber) -> Result<Self> {
+    pub(crate) async fn create(
+        store: &Arc<Store>,
+        number: SegmentNumber,
+        marker: Marker,
+    ) -> Result<Self> {
         let made = Arc::clone(store);
         let (disk, folder) =
-            store.pool().run(move || made.create_file(number, Source::NewDirect)).await?;
+            store.pool().run(move || made.create_file(number, marker, Source::NewDirect)).await?;
         let mut created = Self {
             store: Arc::clone(store),
             number,
@@ -303,7 +307,7 @@ impl SoloUpload {
     /// below. After any of them the upload can only be dropped.
     pub async fn begin(store: &Arc<Store>) -> Result<Self> {
         let number = (store.options.numbers)().ok_or(Error::NoNumbers)?;
-        let file = SoloFile::create(store, number).await?;
+        let file = SoloFile::create(store, number, Marker::Active).await?;
         Ok(Self { store: Arc::clone(store), file, crcs: BlockCrcs::default() })
     }
 

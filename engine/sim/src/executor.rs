@@ -94,28 +94,46 @@ impl Executor {
     /// Runs until nothing is ready any more, or `stop` says so.
     pub fn run(&mut self, stop: impl Fn() -> bool) {
         loop {
-            for (id, task) in self.spawner.spawned.borrow_mut().new.drain(..) {
-                self.tasks.insert(id, task);
-                self.shared.lock().ready.insert(id);
-            }
-            if stop() {
+            self.take_new();
+            if stop() || !self.step() {
                 return;
-            }
-            let (ready, calls) = {
-                let shared = self.shared.lock();
-                (shared.ready.len() as u64, shared.calls.len() as u64)
-            };
-            if ready + calls == 0 {
-                return;
-            }
-            let choice = self.rng.below(ready + calls);
-            if choice < ready {
-                self.poll_nth(choice as usize);
-            } else {
-                let call = self.shared.lock().calls.remove((choice - ready) as usize);
-                call();
             }
         }
+    }
+
+    fn take_new(&mut self) {
+        for (id, task) in self.spawner.spawned.borrow_mut().new.drain(..) {
+            self.tasks.insert(id, task);
+            self.shared.lock().ready.insert(id);
+        }
+    }
+
+    /// Whether there is anything to run.
+    pub fn is_ready(&self) -> bool {
+        let shared = self.shared.lock();
+        !shared.ready.is_empty()
+            || !shared.calls.is_empty()
+            || !self.spawner.spawned.borrow().new.is_empty()
+    }
+
+    /// Runs one task until it waits, or makes one call; false when nothing is ready.
+    pub fn step(&mut self) -> bool {
+        self.take_new();
+        let (ready, calls) = {
+            let shared = self.shared.lock();
+            (shared.ready.len() as u64, shared.calls.len() as u64)
+        };
+        if ready + calls == 0 {
+            return false;
+        }
+        let choice = self.rng.below(ready + calls);
+        if choice < ready {
+            self.poll_nth(choice as usize);
+        } else {
+            let call = self.shared.lock().calls.remove((choice - ready) as usize);
+            call();
+        }
+        true
     }
 
     fn poll_nth(&mut self, nth: usize) {

@@ -8,11 +8,16 @@
 //! The method is that of FoundationDB and TigerBeetle: one thread, no clock, no chance but the seed's.
 
 mod catalog;
+mod clock;
+pub mod cluster;
 mod executor;
+mod ledger;
 mod life;
 pub mod model;
+mod work;
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -21,9 +26,8 @@ use reel_engine::disk::sim::{Counts, Faults, Rng, SimDisk};
 use reel_engine::upkeep::{FindingKind, fsck};
 use reel_engine::{FolderOptions, Store};
 
-use catalog::Catalog;
-use life::{Ending, Life};
-use model::Model;
+use ledger::Ledger;
+use life::{Ending, live, open_quietly};
 
 /// Something left out on purpose, to see that the simulator notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,27 +69,17 @@ impl Summary {
         self.compactions += other.compactions;
         self.scrubs += other.scrubs;
         self.reads += other.reads;
-        let (disk, more) = (&mut self.disk, &other.disk);
-        disk.calls += more.calls;
-        disk.syncs += more.syncs;
-        disk.power_losses += more.power_losses;
-        disk.sectors_kept += more.sectors_kept;
-        disk.sectors_lost += more.sectors_lost;
-        disk.entries_torn += more.entries_torn;
-        disk.faults += more.faults;
-        disk.flips += more.flips;
+        self.disk.add(&other.disk);
     }
 }
 
-/// What survives the process: the disk, the catalog, the ID server, and the model.
+/// What survives the process: the disk, the ID server, and what was written down.
 struct World {
     rng: Rng,
     disk: SimDisk,
     folders: Vec<PathBuf>,
-    catalog: Arc<Mutex<Catalog>>,
+    ledger: Rc<Ledger>,
     numbers: Arc<Mutex<u64>>,
-    model: Model,
-    summary: Summary,
     segment_bytes: u64,
     sabotage: Option<Sabotage>,
     faults: Faults,
@@ -105,9 +99,7 @@ pub fn run(seed: u64, sabotage: Option<Sabotage>) -> Result<Summary, String> {
         world.live(life + 1 == lives)?;
     }
     world.last_check()?;
-    world.summary.disk = world.disk.counts();
-    world.summary.reads = world.model.reads;
-    Ok(world.summary)
+    Ok(world.ledger.sum(world.disk.counts()))
 }
 
 impl World {
@@ -134,10 +126,8 @@ impl World {
         Self {
             disk,
             folders,
-            catalog: Arc::default(),
+            ledger: Rc::default(),
             numbers: Arc::new(Mutex::new(1)),
-            model: Model::default(),
-            summary: Summary::default(),
             segment_bytes: 16_384 << rng.below(3),
             sabotage,
             faults,
@@ -149,11 +139,11 @@ impl World {
 
     /// One life: opened, worked with, and ended (the last one in order).
     fn live(&mut self, last: bool) -> Result<(), String> {
-        self.summary.lives += 1;
-        let ending = Life::run(self, last)?;
+        self.ledger.summary.borrow_mut().lives += 1;
+        let ending = live(self, last)?;
         match ending {
             Ending::Orderly => {}
-            Ending::Crash => self.summary.crashes += 1,
+            Ending::Crash => self.ledger.summary.borrow_mut().crashes += 1,
         }
         let power = ending == Ending::Crash && self.rng.chance(7_000);
         self.disk.set_faults(Faults::default());
@@ -161,7 +151,7 @@ impl World {
             self.disk.set_broken(folder, false);
         }
         if power {
-            self.catalog.lock().lose_power(&mut self.rng);
+            self.ledger.catalog.lock().lose_power(&mut self.rng);
         }
         self.disk = self.disk.restart(power);
         if self.flips && ending == Ending::Orderly && self.rng.chance(5_000) {
@@ -192,7 +182,7 @@ impl World {
         let number = number.map_err(|error| format!("{stem}: {error}"))?;
         let bit = self.rng.below(length * 8);
         self.disk.flip(&path, bit);
-        self.model.flipped.insert(number);
+        self.ledger.model.borrow_mut().flipped.insert(number);
         // One flip a seed: what two of them do together is not promised.
         self.flips = false;
         let mut found = false;
@@ -236,9 +226,9 @@ impl World {
 
     /// When all is over: opened once more, everything is as it should be, and every byte is judged.
     fn last_check(&mut self) -> Result<(), String> {
-        let store = Life::open_quietly(self)?;
-        let catalog = self.catalog.lock().clone();
-        self.model.check_all(&store, &catalog)?;
+        let store = open_quietly(self)?;
+        let catalog = self.ledger.catalog.lock().clone();
+        self.ledger.model.borrow_mut().check_all(&store, &catalog)?;
         drop(store);
         self.disk = self.disk.restart(false);
         for folder in &self.folders {
@@ -250,8 +240,9 @@ impl World {
                     finding.kind,
                     FindingKind::Table | FindingKind::NoTable | FindingKind::Padding
                 );
-                let flipped =
-                    finding.segment.is_some_and(|number| self.model.flipped.contains(&number));
+                let flipped = finding
+                    .segment
+                    .is_some_and(|number| self.ledger.model.borrow().flipped.contains(&number));
                 !derived && !flipped
             });
             if let Some(finding) = bad {

@@ -105,6 +105,13 @@ pub trait Net: 'static {
         from: u64,
     ) -> impl Future<Output = Result<Option<Self::Pulled>, Self::Error>>;
 
+    /// The dead slots of a packed segment. `None`: it is gone there.
+    fn dead(
+        &self,
+        peer: u32,
+        number: SegmentNumber,
+    ) -> impl Future<Output = Result<Option<Vec<u16>>, Self::Error>>;
+
     /// Records have arrived, and are durable here.
     fn arrived(&self, records: &[Arrived]);
 
@@ -154,6 +161,16 @@ pub struct Standing {
     pub living_until: Option<Instant>,
     /// Every living peer's segments were all here once, or it could not be reached.
     pub caught_up: bool,
+}
+
+/// What of a segment lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// So many bytes, or (0) only the word that it is complete.
+    Bytes(u64),
+    /// It is here; its node does not know that.
+    Word,
+    Nothing,
 }
 
 /// Follows every peer of a node.
@@ -232,6 +249,26 @@ impl<N: Net> Followers<N> {
         })
     }
 
+    /// Segments that this node made before its disk was lost have come back: nobody has more of them, so they are
+    /// complete. To be called now and then.
+    pub async fn seal_own(&self) -> Result<()> {
+        let Some(peers) = self.net.peers() else { return Ok(()) };
+        let level = |peer: &Peer| {
+            let lag = self.lag.borrow().get(&peer.id).copied().unwrap_or_default();
+            let heard = self.heard.borrow().contains_key(&peer.id);
+            !peer.offline && heard && lag.bytes == 0 && lag.since.is_none()
+        };
+        if !peers.iter().all(level) {
+            return Ok(());
+        }
+        for number in self.store.own_copies() {
+            let Some(_claim) = self.copying.claim(number) else { continue };
+            let segment = self.store.segment(number).await?;
+            self.store.seal(segment).await?;
+        }
+        Ok(())
+    }
+
     /// How far this node is behind each peer.
     pub fn lags(&self) -> Vec<(u32, Lag)> {
         self.lag.borrow().iter().map(|(peer, lag)| (*peer, *lag)).collect()
@@ -303,7 +340,7 @@ impl<N: Net> Followers<N> {
             (boot, mark) = (news.boot, news.mark);
             let mut known = news.segments;
             known.extend(self.pending.borrow().due(peer, self.net.now()));
-            self.copy(peer, known).await?;
+            self.copy(peer, known, false).await?;
             self.heard.borrow_mut().insert(peer, asked);
         }
     }
@@ -312,7 +349,7 @@ impl<N: Net> Followers<N> {
         let mut after = None;
         loop {
             let page = self.net.page(peer, after).await?;
-            self.copy(peer, page.segments).await?;
+            self.copy(peer, page.segments, true).await?;
             // Large ones are copied beside; being caught up means that they are here too.
             while self.large.get() > 0 {
                 self.net.sleep(TURN).await;
@@ -324,13 +361,24 @@ impl<N: Net> Followers<N> {
         }
     }
 
-    /// Copies those of the segments that lack here. Large ones are copied beside.
-    async fn copy(self: &Rc<Self>, peer: u32, segments: Vec<Known>) -> Result<(), N::Error> {
+    /// Copies those of the segments that lack here. Large ones are copied beside. `listed`: all that the peer has is gone
+    /// through, at the beginning of its life or of this one's.
+    async fn copy(
+        self: &Rc<Self>,
+        peer: u32,
+        segments: Vec<Known>,
+        listed: bool,
+    ) -> Result<(), N::Error> {
         let mut wanted = Vec::new();
         for known in segments {
-            match self.missing(peer, &known).await {
-                Some(missing) => wanted.push((known, missing)),
-                None => self.pending.borrow_mut().done(peer, known.number),
+            match self.lack(peer, &known).await {
+                Lack::Bytes(missing) => wanted.push((known, missing)),
+                lack => {
+                    self.pending.borrow_mut().done(peer, known.number);
+                    if lack == Lack::Word {
+                        self.confirm(peer, &known).await?;
+                    }
+                }
             }
         }
         self.lags_by(peer, wanted.iter().map(|(_, missing)| missing).sum());
@@ -341,7 +389,7 @@ impl<N: Net> Followers<N> {
                 continue;
             };
             if known.kind == SegmentKind::Packed {
-                let result = self.copy_packed(peer, &known).await;
+                let result = self.copy_packed(peer, &known, listed).await;
                 drop(claim);
                 result?;
                 self.pending.borrow_mut().done(peer, known.number);
@@ -377,31 +425,41 @@ impl<N: Net> Followers<N> {
         }
     }
 
-    /// Bytes of a segment that lack here and should come from this peer; `None` when none.
-    async fn missing(&self, peer: u32, known: &Known) -> Option<u64> {
+    /// What of a segment lacks here and should come from this peer.
+    async fn lack(&self, peer: u32, known: &Known) -> Lack {
         let own = known.creator == self.store.options.node;
         let by_creator = known.creator == peer;
         // Of an own one that is here a peer has more only when this node was wiped, and has filled itself from
         // another that had less.
         if !own && !by_creator && self.serves(known.creator) {
-            return None;
+            return Lack::Nothing;
         }
         if !self.store.has(known.number) {
-            return Some(known.length);
+            let gone = self.store.is_gone(known.number);
+            return if gone { Lack::Nothing } else { Lack::Bytes(known.length) };
         }
+        let here = if by_creator && known.unsettled { Lack::Word } else { Lack::Nothing };
         let (store, number) = (Arc::clone(&self.store), known.number);
         let ours = self.store.pool().run(move || store.describe(number)).await;
         match ours {
-            // `sealed` here, or as long as there: nothing to pull, but perhaps to seal.
-            Ok(ours) if ours.sealed => None,
-            Ok(ours) if ours.length >= known.length && !known.sealed => None,
-            Ok(ours) => Some(known.length.saturating_sub(ours.length)),
+            Ok(ours) if ours.sealed => here,
+            // As long as there: nothing to pull, but perhaps to seal.
+            Ok(ours) if ours.length >= known.length && !known.sealed => here,
+            Ok(ours) => Lack::Bytes(known.length.saturating_sub(ours.length)),
             // A copy of a large one that is not complete.
-            Err(_) => None,
+            Err(_) => Lack::Nothing,
         }
     }
 
-    async fn copy_packed(&self, peer: u32, known: &Known) -> Result<(), N::Error> {
+    /// Says that all of a segment is here: its node may have forgotten that in a new life.
+    async fn confirm(&self, peer: u32, known: &Known) -> Result<(), N::Error> {
+        if let Some(mut pulled) = self.net.pull(peer, known, known.length).await? {
+            while pulled.next().await?.is_some() {}
+        }
+        Ok(())
+    }
+
+    async fn copy_packed(&self, peer: u32, known: &Known, listed: bool) -> Result<(), N::Error> {
         let Some(mut replica) = PackedReplica::open(&self.store, known).await? else {
             return Ok(());
         };
@@ -415,14 +473,17 @@ impl<N: Net> Followers<N> {
                 let arrived = replica.append(piece).await?;
                 self.take_in(&arrived).await?;
             }
-            if last {
-                replica.finish().await?;
-                return Ok(());
-            }
             // The empty pull has acknowledged what came before.
-            if empty {
-                return Ok(());
+            if !last && !empty {
+                continue;
             }
+            if last || listed {
+                // Bytes do not say what is dead, and tombstones go when every node has had them: this one too, but
+                // perhaps on a disk that it has lost.
+                let Some(dead) = self.net.dead(peer, known.number).await? else { return Ok(()) };
+                replica.bury(dead).await?;
+            }
+            return if last { Ok(replica.finish().await?) } else { Ok(()) };
         }
     }
 
@@ -439,11 +500,7 @@ impl<N: Net> Followers<N> {
         }
         let arrived = replica.finish().await?;
         self.take_in(&[arrived]).await?;
-        // Says that it is here.
-        if let Some(mut pulled) = self.net.pull(peer, known, known.length).await? {
-            while pulled.next().await?.is_some() {}
-        }
-        Ok(())
+        self.confirm(peer, known).await
     }
 
     /// False when the segment is gone there.

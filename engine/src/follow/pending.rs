@@ -85,6 +85,7 @@ mod tests {
             creator: 101,
             length: 100,
             sealed: true,
+            unsettled: false,
         }
     }
 

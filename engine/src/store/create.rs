@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::folder::Marker;
 use super::stock::Stocked;
 use super::{Folder, Store};
 use crate::disk::{DiskFile, Job, SyncPoint};
@@ -63,13 +64,14 @@ impl Store {
         self.pool.run(move || {
             let number = (store.options.numbers)().ok_or(Error::NoNumbers)?;
             let header = store.header(number, SegmentKind::Packed)?;
-            store.create_packed_blocking(header, ahead.as_deref())
+            store.create_packed_blocking(header, Marker::Active, ahead.as_deref())
         })
     }
 
     pub(crate) fn create_packed_blocking(
         &self,
         header: SegmentHeader,
+        marker: Marker,
         ahead: Option<&Demand>,
     ) -> Result<Fresh> {
         let bytes = self.options.segment_bytes;
@@ -81,7 +83,7 @@ impl Store {
             None if prewritten => Source::NewDirect,
             None => Source::New,
         };
-        let (file, index) = self.create_file(header.number, source)?;
+        let (file, index) = self.create_file(header.number, marker, source)?;
         let written = demand.map_or(Ok(()), |demand| {
             self.folder(index).take_space(bytes);
             let hurried = |done: f64| done < demand.share() + 0.125;
@@ -127,13 +129,14 @@ impl Store {
     pub(crate) fn create_file(
         &self,
         number: SegmentNumber,
+        marker: Marker,
         source: Source,
     ) -> Result<(DiskFile, u16)> {
         let index = match &source {
             Source::Stock(stocked) => stocked.folder,
             Source::New | Source::NewDirect => self.place()?,
         };
-        match self.create_file_in(number, index, &source) {
+        match self.create_file_in(number, index, marker, &source) {
             Ok(file) => Ok((file, index)),
             Err(error) => {
                 let error = self.note_failure(index, error);
@@ -152,12 +155,16 @@ impl Store {
         &self,
         number: SegmentNumber,
         index: u16,
+        marker: Marker,
         source: &Source,
     ) -> Result<DiskFile> {
         let Folder { path: root, volume, .. } = self.folder(index);
         let path = root.join(number.path());
         let parent = path.parent().unwrap_or(root);
-        let marker = self.folder(index).marker(number);
+        if marker == Marker::Copy {
+            volume.remove_if_there(&self.folder(index).marker(number, Marker::Active))?;
+        }
+        let marker = self.folder(index).marker(number, marker);
         volume.remove_if_there(&marker)?;
         volume.create(&marker)?;
         self.marked.lock().insert(number);

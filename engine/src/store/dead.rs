@@ -2,7 +2,7 @@
 //!
 //! A tombstone is replayed at each start as long as its segment has a marker. So before a marker
 //! goes, the dead marks (and unlinks) that tombstones caused must be durable: [`Store::flush_dead`].
-//! Those that lie on a disk that fails just then are written down on one that works.
+//! Those that lie on a disk that fails just then, or whose segment has yet to come from a peer, are written down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,7 +11,6 @@ use std::sync::Arc;
 use super::Store;
 use crate::disk::SyncPoint;
 use crate::error::{Error, Result};
-use crate::format::deferred;
 use crate::id::{ObjectId, SegmentNumber};
 use crate::segment::Segment;
 use crate::slots::{SlotTable, table_path};
@@ -32,7 +31,7 @@ pub(super) struct Unsynced {
     entries: BTreeMap<(u16, PathBuf), BTreeSet<SegmentNumber>>,
 }
 
-/// Dead objects whose marks could not be made durable, because their disk fails.
+/// Dead objects whose marks could not be made durable: their disk fails, or their segment has not come here yet.
 #[derive(Debug, Default)]
 pub(super) struct Deferred {
     objects: BTreeSet<ObjectId>,
@@ -69,7 +68,9 @@ impl Store {
 
     fn kill_solo(&self, segment: &Segment) -> Result<()> {
         let number = segment.number();
-        self.remove(number).inspect_err(|_| self.note_pending(number.object(0)))
+        self.remove(number).inspect_err(|_| self.note_pending(number.object(0)))?;
+        self.note_gone(number);
+        Ok(())
     }
 
     /// Marks a slot; what cannot be marked stays pending.
@@ -136,6 +137,18 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// The slots of a segment that are dead. Blocking.
+    pub fn dead_slots(&self, number: SegmentNumber) -> Result<Vec<u16>> {
+        let segment = self.segment_blocking(number)?;
+        let entries = segment.table().into_iter().flat_map(SlotTable::entries);
+        Ok(entries.filter(|(_, entry)| entry.dead).map(|(slot, _)| slot).collect())
+    }
+
+    /// A peer says that these slots are dead: its tombstones may be gone already. Blocking.
+    pub(crate) fn kill_slots(&self, number: SegmentNumber, slots: &[u16]) -> Result<()> {
+        slots.iter().try_for_each(|slot| self.kill(number.object(*slot)).map(drop))
     }
 
     /// Remembers that an object is dead until its segment is here, or can be opened.
@@ -210,16 +223,14 @@ impl Store {
         }
         flushed?;
         for (number, slots) in &*self.pending_dead.lock() {
-            let failing = self.folder_of(*number).map_or_else(
-                || self.folders.iter().any(|folder| !folder.is_open()),
-                |index| self.folder(index).is_failed(),
-            );
-            if failing {
+            // One that is not here may still come: from a peer, or with its disk.
+            if self.folder_of(*number).is_none_or(|index| self.folder(index).is_failed()) {
                 left.extend(slots.iter().map(|slot| number.object(*slot)));
             }
         }
         deferred.objects = left;
-        self.save_deferred(&mut deferred)
+        self.save_deferred(&mut deferred)?;
+        self.save_gone()
     }
 
     /// Syncs what was taken; what is done leaves it, what lies on a failing disk goes to `left`.
@@ -288,18 +299,8 @@ impl Store {
         if deferred.objects == deferred.saved {
             return Ok(());
         }
-        let working = self.folders.iter().find(|folder| folder.is_open() && !folder.is_failed());
-        let Some(folder) = working else {
-            let reasons = self.folder_states().into_iter().filter_map(|state| state.failed);
-            return Err(Error::NoFolder(reasons.collect::<Vec<_>>().join("; ")));
-        };
-        let path = folder.path.join(DEFERRED);
-        if deferred.objects.is_empty() {
-            folder.volume.remove_if_there(&path)?;
-        } else {
-            let bytes = deferred::encode(deferred.objects.iter().copied());
-            folder.volume.replace(&path, &bytes, SyncPoint::DeadMarks, SyncPoint::DeadMarks)?;
-        }
+        let objects: Vec<ObjectId> = deferred.objects.iter().copied().collect();
+        self.save_list(DEFERRED, &objects)?;
         deferred.saved.clone_from(&deferred.objects);
         Ok(())
     }
@@ -307,22 +308,8 @@ impl Store {
     /// At a start: what was written down is marked when its segment is opened.
     pub(super) fn load_deferred(&self) -> Result<()> {
         let mut deferred = self.deferred.lock();
-        for folder in self.folders.iter().filter(|folder| folder.is_open() && !folder.is_failed()) {
-            let path = folder.path.join(DEFERRED);
-            match folder.volume.read(&path) {
-                Ok(bytes) => match deferred::decode(&bytes) {
-                    Ok(objects) => deferred.saved.extend(objects),
-                    Err(error) => {
-                        tracing::error!(path = %path.display(), %error, "dead objects written down here are not known any more; the sweep finds them");
-                    }
-                },
-                Err(error) if error.is_missing() => {}
-                Err(error) => return Err(error),
-            }
-        }
+        deferred.saved = self.load_list(DEFERRED)?;
         deferred.objects = deferred.saved.clone();
-        let all_open = self.folders.iter().all(super::Folder::is_open);
-        deferred.objects.retain(|object| !all_open || self.has(object.segment()));
         for object in &deferred.objects {
             self.note_pending(*object);
         }

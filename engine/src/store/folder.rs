@@ -236,21 +236,39 @@ impl Folder {
         }
     }
 
-    /// The file in `active/` that says: look at this segment after a crash.
-    pub(crate) fn marker(&self, number: SegmentNumber) -> PathBuf {
-        self.path.join("active").join(format!("{:012x}", number.get()))
+    /// The file in `active/` that says: look at this segment after a crash. That of a copy says that it is to be
+    /// resumed, also when this very node made the segment in a life whose disk was lost.
+    pub(crate) fn marker(&self, number: SegmentNumber, kind: Marker) -> PathBuf {
+        let name = format!("{:012x}", number.get());
+        let name = match kind {
+            Marker::Active => name,
+            Marker::Copy => name + ".copy",
+        };
+        self.path.join("active").join(name)
     }
 
     /// The segments that the markers name, in order.
-    pub(crate) fn marked(&self) -> Result<Vec<SegmentNumber>> {
+    pub(crate) fn marked(&self) -> Result<BTreeMap<SegmentNumber, Marker>> {
         let listed = self.volume.list(&self.path.join("active"))?;
-        let mut found: Vec<_> = listed
-            .iter()
-            .filter_map(|listed| SegmentNumber::from_file_name(Path::new(&listed.name)))
-            .collect();
-        found.sort_unstable();
+        let mut found = BTreeMap::new();
+        for listed in &listed {
+            let name = Path::new(&listed.name);
+            let Some(number) = SegmentNumber::from_file_name(name) else { continue };
+            let copy = name.extension().is_some_and(|extension| extension == "copy");
+            let kind = if copy { Marker::Copy } else { Marker::Active };
+            found.insert(number, kind);
+        }
         Ok(found)
     }
+}
+
+/// Why a segment has a marker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Marker {
+    /// It is being written here, or its records are not confirmed.
+    Active,
+    /// It is being copied from a peer.
+    Copy,
 }
 
 /// Numbers of the segment files under `dir`, from folder listings alone.

@@ -3,6 +3,7 @@
 mod create;
 mod dead;
 mod folder;
+mod gone;
 mod handles;
 mod rebuild;
 mod settle;
@@ -29,8 +30,9 @@ use crate::signal::Signal;
 pub(crate) use create::{Demand, Fresh, Source};
 use dead::{Deferred, Unsynced};
 use folder::list_and_tidy;
-pub(crate) use folder::{Folder, list_segments};
+pub(crate) use folder::{Folder, Marker, list_segments};
 pub use folder::{FolderOptions, FolderState};
+use gone::Gone;
 use handles::Handles;
 use stock::Stock;
 pub use stock::Stocking;
@@ -134,8 +136,10 @@ pub struct Known {
     pub creator: u32,
     /// Durable bytes.
     pub length: u64,
-    /// Whether it will grow.
+    /// Whether it is complete.
     pub sealed: bool,
+    /// It has records that are not confirmed yet: its node waits to hear who holds them.
+    pub unsettled: bool,
 }
 
 /// A node's open data folders. One process owns them; its shards share the store.
@@ -151,10 +155,14 @@ pub struct Store {
     known: RwLock<BTreeMap<SegmentNumber, u16>>,
     /// Segments with a marker in `active/`.
     marked: Mutex<BTreeSet<SegmentNumber>>,
+    /// Packed segments that this node made in a life whose disk was lost, and that come back from its peers. They are
+    /// sealed when no peer can have more of them.
+    own_copies: Mutex<BTreeSet<SegmentNumber>>,
     /// Dead objects whose segment was not open (or not here) when that was learned.
     pending_dead: Mutex<BTreeMap<SegmentNumber, BTreeSet<u16>>>,
     unsynced: Mutex<Unsynced>,
     deferred: Mutex<Deferred>,
+    gone: Mutex<Gone>,
     /// Subfolders in which every rename and unlink of an earlier life is durable.
     settled_dirs: Mutex<BTreeSet<(u16, PathBuf)>>,
     /// Held (for writing) while a compacted segment takes the old one's place, (for reading) while
@@ -223,9 +231,11 @@ impl Store {
             handles: Handles::new(options.open_segments),
             known: RwLock::new(known),
             marked: Mutex::default(),
+            own_copies: Mutex::default(),
             pending_dead: Mutex::default(),
             unsynced: Mutex::default(),
             deferred: Mutex::default(),
+            gone: Mutex::default(),
             settled_dirs: Mutex::default(),
             switching: RwLock::default(),
             rebuilding: Mutex::default(),
@@ -238,7 +248,9 @@ impl Store {
             options,
         });
         store.load_deferred()?;
+        store.load_gone()?;
         let recovery = recover::recover(&store)?;
+        store.remove_gone()?;
         Ok((store, recovery))
     }
 
@@ -451,6 +463,15 @@ impl Store {
         self.known.read().len()
     }
 
+    pub(crate) fn note_own_copy(&self, number: SegmentNumber) {
+        self.own_copies.lock().insert(number);
+    }
+
+    /// Packed segments of this node's own making that are copies, and not complete.
+    pub(crate) fn own_copies(&self) -> Vec<SegmentNumber> {
+        self.own_copies.lock().iter().copied().collect()
+    }
+
     /// Segments that would be read at a start.
     pub fn marked_count(&self) -> usize {
         self.marked.lock().len()
@@ -468,6 +489,7 @@ impl Store {
             creator: header.creator,
             sealed: segment.is_sealed(),
             length: segment.durable(),
+            unsettled: self.is_marked(number),
         })
     }
 

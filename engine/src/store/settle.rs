@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Store;
+use super::folder::Marker;
 use crate::disk::{Job, SyncPoint};
 use crate::error::{Error, Result};
 use crate::id::SegmentNumber;
@@ -29,6 +30,7 @@ impl Store {
         // The segment stays the one that is registered (its table in memory) until the catalog has
         // confirmed its records, because it counts them; then the mapped one takes over.
         segment.set_sealed();
+        self.own_copies.lock().remove(&segment.number());
         self.note_change(segment.number());
         if segment.unsettled() == 0 {
             self.settle_blocking(segment)?;
@@ -140,7 +142,8 @@ impl Store {
 
     fn unmark(&self, number: SegmentNumber, folder: u16) -> Result<()> {
         let folder = self.folder(folder);
-        folder.volume.remove_if_there(&folder.marker(number))?;
+        folder.volume.remove_if_there(&folder.marker(number, Marker::Active))?;
+        folder.volume.remove_if_there(&folder.marker(number, Marker::Copy))?;
         self.marked.lock().remove(&number);
         Ok(())
     }
@@ -169,6 +172,7 @@ impl Store {
         generation: u32,
     ) -> Result<()> {
         self.known.write().remove(&number);
+        self.own_copies.lock().remove(&number);
         self.handles.remove(number);
         self.candidates.lock().remove(&number);
         self.remove_files(number, index, generation).map_err(|error| {

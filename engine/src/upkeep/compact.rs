@@ -36,6 +36,15 @@ pub enum Step {
     Done(u64),
 }
 
+/// What becomes of tombstones whose objects are gone here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tombstones {
+    /// They stay: some node of the group may not have them yet, and would keep what they bury.
+    Stay,
+    /// They go: every node of the group holds the whole segment.
+    MayGo,
+}
+
 /// A compaction in progress: a state that moves a bounded amount with each [`Compaction::step`], on a
 /// thread that may block. Dropping it leaves the segment as it was.
 #[derive(Debug)]
@@ -46,6 +55,7 @@ pub struct Compaction {
     header: SegmentHeader,
     file: Option<DiskFile>,
     table: SlotTable,
+    tombstones: Tombstones,
     slot: usize,
     at: u64,
     buffer: Vec<u8>,
@@ -54,7 +64,11 @@ pub struct Compaction {
 impl Compaction {
     /// Begins to compact a segment. `Ok(None)`: there is nothing to do, or not now (it is active, has
     /// records to confirm, its disk fails, or there is no room for the copy).
-    pub fn begin(store: &Arc<Store>, number: SegmentNumber) -> Result<Option<Self>> {
+    pub fn begin(
+        store: &Arc<Store>,
+        number: SegmentNumber,
+        tombstones: Tombstones,
+    ) -> Result<Option<Self>> {
         let segment = match store.segment_blocking(number) {
             Ok(segment) => segment,
             Err(Error::NoSegment(_)) => return Ok(None),
@@ -88,6 +102,7 @@ impl Compaction {
             header,
             file: None,
             table: SlotTable::active(),
+            tombstones,
             slot: 0,
             at: HEADER_BYTES,
             buffer: header.encode(),
@@ -152,6 +167,9 @@ impl Compaction {
 
     /// Whether a tombstone still has something to say.
     fn must_keep(&self, head: &RecordHead) -> bool {
+        if self.tombstones == Tombstones::Stay {
+            return true;
+        }
         let young = || {
             let until = head.modified_ms.saturating_add(self.store.options.tombstone_keep_ms);
             self.store.clock().now_ms() < until
@@ -230,6 +248,9 @@ impl Compaction {
         }
         if self.table.slots() == 0 {
             let (index, generation) = (self.segment.folder(), self.segment.header().generation);
+            // Its peers may list it still.
+            self.store.note_gone(self.number());
+            self.store.save_gone()?;
             self.store.remove_from(self.number(), index, generation)?;
             return Ok(before);
         }

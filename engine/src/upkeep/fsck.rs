@@ -1,5 +1,6 @@
 //! Judges data folders that no process uses.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -51,14 +52,13 @@ pub fn fsck(folder: &FolderOptions, mut each: impl FnMut(&Report)) -> Result<Che
         (checked.node, checked.group) = (superblock.node, superblock.group);
     }
     let marked = match Folder::new(folder).marked() {
-        Err(error) if error.is_missing() => Vec::new(),
+        Err(error) if error.is_missing() => BTreeMap::new(),
         marked => marked?,
     };
     checked.marked = marked.len() as u64;
     for number in list_segments(&volume, &folder.path)? {
         let path = folder.path.join(number.path());
-        let expect =
-            if marked.binary_search(&number).is_ok() { Expect::Marked } else { Expect::Sealed };
+        let expect = if marked.contains_key(&number) { Expect::Marked } else { Expect::Sealed };
         let report = check_segment(&volume, &path, number, expect, &mut |_| {})?;
         each(&report);
         checked.report.add(report);

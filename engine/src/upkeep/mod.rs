@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 pub use check::{Expect, Finding, FindingKind, Report, check_segment};
-pub use compact::{Compaction, Step};
+pub use compact::{Compaction, Step, Tombstones};
 pub use fsck::{Checked, fsck, repair_tables};
 pub use scrub::{scrub_segment, scrub_superblocks};
 
@@ -33,6 +33,9 @@ const PAGE: usize = 256;
 /// Told of each damaged object: it may fetch the bytes from a peer and call [`Store::repair`].
 pub type RepairHook = Arc<dyn Fn(&Finding) + Send + Sync>;
 
+/// Asked whether every other node of the group holds the whole of a segment; waits for their answers.
+pub type HoldHook = Arc<dyn Fn(SegmentNumber) -> bool + Send + Sync>;
+
 /// How much upkeep may take.
 #[derive(Clone)]
 pub struct UpkeepOptions {
@@ -42,6 +45,8 @@ pub struct UpkeepOptions {
     pub scrub_every: Duration,
     /// Told of damaged objects.
     pub repair: Option<RepairHook>,
+    /// Asked before tombstones go; `None` for a node alone.
+    pub all_hold: Option<HoldHook>,
 }
 
 impl std::fmt::Debug for UpkeepOptions {
@@ -120,14 +125,16 @@ impl Drop for Upkeep {
     }
 }
 
-/// Compacts what is worth it now, at full speed; the bytes given back. Blocking.
+/// Compacts what is worth it now, at full speed, as for a node alone; the bytes given back. Blocking.
 ///
 /// # Errors
 /// The first; what was compacted before stays so.
 pub fn compact_now(store: &Arc<Store>) -> Result<u64> {
     let mut freed = 0;
     for number in store.take_candidates() {
-        let Some(mut compaction) = Compaction::begin(store, number)? else { continue };
+        let Some(mut compaction) = Compaction::begin(store, number, Tombstones::MayGo)? else {
+            continue;
+        };
         loop {
             if let Step::Done(bytes) = compaction.step()? {
                 freed += bytes;
@@ -242,7 +249,13 @@ impl Worker {
 
     fn compact(&self, number: SegmentNumber) -> Result<bool> {
         let started = Instant::now();
-        let Some(mut compaction) = Compaction::begin(&self.store, number)? else { return Ok(true) };
+        let tombstones = match &self.options.all_hold {
+            Some(all_hold) if !all_hold(number) => Tombstones::Stay,
+            _ => Tombstones::MayGo,
+        };
+        let Some(mut compaction) = Compaction::begin(&self.store, number, tombstones)? else {
+            return Ok(true);
+        };
         let mut copied = 0;
         loop {
             let began = Instant::now();

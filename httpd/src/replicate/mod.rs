@@ -29,6 +29,9 @@ struct SegmentView {
     creator: u32,
     length: u64,
     sealed: bool,
+    /// Its node waits to hear who holds it.
+    #[serde(default)]
+    unsettled: bool,
 }
 
 impl From<Known> for SegmentView {
@@ -41,6 +44,7 @@ impl From<Known> for SegmentView {
             creator: known.creator,
             length: known.length,
             sealed: known.sealed,
+            unsettled: known.unsettled,
         }
     }
 }
@@ -55,6 +59,7 @@ impl SegmentView {
             creator: self.creator,
             length: self.length,
             sealed: self.sealed,
+            unsettled: self.unsettled,
         })
     }
 }

@@ -60,6 +60,20 @@ pub struct Counts {
     pub flips: u64,
 }
 
+impl Counts {
+    /// Adds another disk's.
+    pub fn add(&mut self, more: &Self) {
+        self.calls += more.calls;
+        self.syncs += more.syncs;
+        self.power_losses += more.power_losses;
+        self.sectors_kept += more.sectors_kept;
+        self.sectors_lost += more.sectors_lost;
+        self.entries_torn += more.entries_torn;
+        self.faults += more.faults;
+        self.flips += more.flips;
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Entry {
     Folder,
@@ -241,6 +255,12 @@ impl SimDisk {
     /// sync, or a few calls behind it.
     pub fn crash_at(&self, point: SyncPoint, syncs: u64) {
         self.state.lock().fuse_at = Some((point, syncs));
+    }
+
+    /// It does not crash any more, unless told so anew.
+    pub fn calm(&self) {
+        let mut state = self.state.lock();
+        (state.fuse, state.fuse_at) = (None, None);
     }
 
     /// Whether it has died.
