@@ -127,7 +127,10 @@ fn open_packed(store: &Arc<Store>, known: &Known) -> Result<Option<Arc<Segment>>
         if (header.generation, header.salt) == (known.generation, known.salt) {
             return Ok(Some(segment));
         }
-        // Compacted at its source since the copy began: the offsets are others.
+        // Compacted at its source since the copy began: the offsets are others. What is dead stays so.
+        for slot in store.dead_slots(known.number)? {
+            store.note_pending(known.number.object(slot));
+        }
         store.remove(known.number)?;
     }
     let header = SegmentHeader {

@@ -40,6 +40,8 @@ fn options(world: &World, executor: &Executor) -> StoreOptions {
         segment_bytes: world.segment_bytes,
         prewrite_bytes: 2 * world.segment_bytes,
         open_segments: 4,
+        // A few: what is forgotten must be gone for good, too.
+        remember_gone: 2,
         pool: Some(executor.pool()),
         barrier: Arc::new(move || {
             if barrier {

@@ -483,7 +483,13 @@ impl<N: Net> Followers<N> {
                 let Some(dead) = self.net.dead(peer, known.number).await? else { return Ok(()) };
                 replica.bury(dead).await?;
             }
-            return if last { Ok(replica.finish().await?) } else { Ok(()) };
+            if last {
+                replica.finish().await?;
+                if !empty {
+                    self.confirm(peer, known).await?;
+                }
+            }
+            return Ok(());
         }
     }
 

@@ -223,10 +223,8 @@ impl Store {
         }
         flushed?;
         for (number, slots) in &*self.pending_dead.lock() {
-            // One that is not here may still come: from a peer, or with its disk.
-            if self.folder_of(*number).is_none_or(|index| self.folder(index).is_failed()) {
-                left.extend(slots.iter().map(|slot| number.object(*slot)));
-            }
+            // Its segment is not here, or not so far, and may still come: from a peer, or with its disk.
+            left.extend(slots.iter().map(|slot| number.object(*slot)));
         }
         deferred.objects = left;
         self.save_deferred(&mut deferred)?;

@@ -10,9 +10,6 @@ use crate::error::{Error, Result};
 use crate::format::deferred;
 use crate::id::{ObjectId, SegmentNumber};
 
-/// Segments remembered; beyond, the lowest numbers go. A peer that was away for longer than that gives what is dead once
-/// more, and the sweep buries it again.
-const GONE: usize = 65_536;
 /// The file that holds them: each as its first object.
 const FILE: &str = "gone";
 
@@ -29,7 +26,7 @@ impl Store {
     pub(crate) fn note_gone(&self, number: SegmentNumber) {
         let mut gone = self.gone.lock();
         gone.changed |= gone.numbers.insert(number);
-        if gone.numbers.len() > GONE {
+        if gone.numbers.len() > self.options.remember_gone {
             gone.numbers.pop_first();
         }
     }

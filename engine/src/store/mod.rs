@@ -62,6 +62,9 @@ pub struct StoreOptions {
     pub prewrite_bytes: u64,
     /// Segments that are kept open (one descriptor and one mapping each).
     pub open_segments: usize,
+    /// Segments that are gone and remembered, so that they are not copied from a peer again; beyond, the lowest numbers
+    /// go. A peer that was away for longer than that gives what is dead once more, and the sweep buries it again.
+    pub remember_gone: usize,
     /// Where blocking calls are made; `None` for [`DISK_THREADS`] threads.
     pub pool: Option<DiskPool>,
     /// Where segment numbers come from.
@@ -95,6 +98,7 @@ impl StoreOptions {
             reserve_bytes: 0,
             prewrite_bytes: 1 << 30,
             open_segments: 4096,
+            remember_gone: 65_536,
             pool: None,
             numbers,
             barrier: Arc::new(|| Ok(())),

@@ -4,8 +4,9 @@
 //! delay, cut, crash, freeze and wipe, and the order of all tasks of all nodes. What was answered is compared with what
 //! is there when all has calmed down ([`check`]).
 //!
-//! What is promised: nothing that was answered is lost as long as one node at a time loses its disk, and uploads are
-//! answered when two nodes or more hold them (`ack`). So a disk is wiped only while the group is whole.
+//! What is promised: nothing that was answered is lost when one node at a time loses its disk, be it in a power failure
+//! of all, and uploads are answered when two nodes or more hold them (`ack`). The next disk is lost only when the group
+//! has become whole.
 
 mod check;
 mod net;
@@ -76,8 +77,17 @@ struct Machine {
     silent_since: Option<Duration>,
     /// When it is started again.
     starts_at: Duration,
+    /// When it stops, its disk is lost.
+    loses: Option<Loss>,
     /// What its earlier disks did.
     counts: Counts,
+}
+
+/// The loss of a disk.
+#[derive(Debug, Clone, Copy)]
+struct Loss {
+    /// All machines lose their power with it.
+    blackout: bool,
 }
 
 struct World {
@@ -87,6 +97,13 @@ struct World {
     machines: Vec<Machine>,
     steps: u64,
     wiped: bool,
+}
+
+impl Drop for World {
+    /// Nodes know the wires, and the wires the nodes.
+    fn drop(&mut self) {
+        self.wires.nodes.borrow_mut().clear();
+    }
 }
 
 /// Runs a seed.
@@ -130,6 +147,7 @@ impl World {
                 frozen_until: Duration::ZERO,
                 silent_since: None,
                 starts_at: Duration::ZERO,
+                loses: None,
                 counts: Counts::default(),
             })
             .collect();
@@ -179,6 +197,11 @@ impl World {
         machine.starts_at = now + again;
         machine.frozen_until = Duration::ZERO;
         self.ledger.summary.borrow_mut().crashes += 1;
+        if let Some(Loss { blackout }) = machine.loses.take() {
+            self.lose_disk(index);
+            let others = (0..self.machines.len()).filter(|other| *other != index && blackout);
+            others.for_each(|other| self.stop(other, true));
+        }
     }
 
     /// What the trackers know: a node that is silent for three seconds is offline.
@@ -293,20 +316,34 @@ impl World {
         Ok(())
     }
 
-    /// A machine loses its disk, once the group is whole; and gets an empty one.
+    /// A machine loses its disk, once the group is whole, and gets an empty one: at a commit or soon after, when it has
+    /// what others lack; in half of the cases it goes with the power of all, and is what does not come back.
     fn wipe(&mut self, index: usize) -> Result<(), String> {
         if !self.plan.wipes {
             return Ok(());
         }
         self.become_whole()?;
-        self.stop(index, true);
-        tracing::info!("its disk is lost");
+        let lives = self.ledger.summary.borrow().crashes;
+        self.machines[index].loses = Some(Loss { blackout: self.wires.below(2) == 0 });
+        self.machines[index].disk.crash_at(SyncPoint::Commit, self.wires.below(3));
+        let deadline = self.wires.clock.elapsed() + Duration::from_secs(10);
+        while self.ledger.summary.borrow().crashes == lives {
+            if self.wires.clock.elapsed() > deadline {
+                self.stop(index, true);
+            }
+            self.run_for(Duration::from_millis(1))?;
+        }
+        Ok(())
+    }
+
+    /// The machine's disk does not come back.
+    fn lose_disk(&mut self, index: usize) {
+        tracing::info!(id = self.machines[index].id, "its disk is lost");
         let seed = self.wires.bits();
         let machine = &mut self.machines[index];
         machine.counts.add(&machine.disk.counts());
         machine.disk = SimDisk::new(seed, &[Path::new(FOLDER)]);
         self.wiped = true;
-        Ok(())
     }
 
     /// Nothing fails any more: everybody runs, and hears everybody.
