@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
 use crate::gateway::{Gateway, GatewayShard};
-use crate::replicate::run_followers;
+use crate::replicate::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers};
 use crate::shard::{self, Stop};
 use crate::side::Side;
 use crate::storage::{
@@ -158,7 +158,8 @@ pub fn run_storage(
         leases,
     });
     let (repairs, damaged) = tokio::sync::mpsc::channel(REPAIRS);
-    let upkeep = start_upkeep(&node, repairs)?;
+    let (asks, questions) = tokio::sync::mpsc::channel(1);
+    let upkeep = start_upkeep(&node, repairs, asks)?;
     let stop = Stop::default();
     let (stopping, draining, hurried) = (stop.clone(), Arc::clone(&status), Arc::clone(&hurry));
     stopper(Box::new(move || {
@@ -169,7 +170,7 @@ pub fn run_storage(
         stopping.stop();
     }));
     ready(address);
-    let mut first = Some(FirstShard { offer: recovery.offer, damaged });
+    let mut first = Some(FirstShard { offer: recovery.offer, damaged, questions });
     let result = run_shards(sockets, |index, socket| {
         let (node, stop) = (Arc::clone(&node), stop.clone());
         let first = first.take();
@@ -200,11 +201,14 @@ struct FirstShard {
     offer: Vec<SegmentNumber>,
     /// Damaged objects that the scrub found.
     damaged: tokio::sync::mpsc::Receiver<Finding>,
+    /// Whether all of the group hold a segment.
+    questions: tokio::sync::mpsc::Receiver<HoldQuestion>,
 }
 
 fn start_upkeep(
     node: &Node,
     repairs: tokio::sync::mpsc::Sender<Finding>,
+    asks: tokio::sync::mpsc::Sender<HoldQuestion>,
 ) -> Result<Upkeep, RunError> {
     let config = &node.config.upkeep;
     let options = UpkeepOptions {
@@ -214,6 +218,11 @@ fn start_upkeep(
             if repairs.try_send(finding.clone()).is_err() {
                 tracing::warn!(%finding, "too many damaged objects wait; the next scrub finds it again");
             }
+        })),
+        all_hold: Some(Arc::new(move |number| {
+            let (answer, answered) = std::sync::mpsc::sync_channel(1);
+            let asked = asks.try_send(HoldQuestion { number, answer });
+            asked.is_ok() && answered.recv_timeout(HOLD_WAIT).unwrap_or(false)
         })),
     };
     Upkeep::start(Arc::clone(&node.store), options).map_err(io("start the upkeep thread"))
@@ -352,7 +361,8 @@ fn storage_shard(
         let shard = StorageShard::new(node);
         let writing = monoio::spawn(shard.writer.clone().run());
         monoio::spawn(shard.stage.clone().run());
-        if let Some(FirstShard { offer, damaged }) = first {
+        if let Some(FirstShard { offer, damaged, questions }) = first {
+            monoio::spawn(ask_holders(Rc::clone(&shard), questions));
             monoio::spawn(run_followers(Rc::clone(&shard), stop.clone()));
             monoio::spawn(offer_again(Rc::clone(&shard), offer));
             monoio::spawn(repair_damaged(Rc::clone(&shard), damaged));

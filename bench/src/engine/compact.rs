@@ -157,6 +157,7 @@ async fn measure(args: &CompactArgs, data: &Path) -> Result<()> {
         share: f64::from(args.share) / 100.0,
         scrub_every: Duration::from_secs(1 << 30),
         repair: None,
+        all_hold: None,
     };
     let upkeep = Upkeep::start(Arc::clone(&store), options)?;
     let mut last = (disk_bytes(data)?, Instant::now());

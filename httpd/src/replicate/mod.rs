@@ -12,7 +12,7 @@ use reel_engine::format::segment_header::SegmentKind;
 use reel_engine::{Known, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use pull::run_followers;
+pub(crate) use pull::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers};
 pub(crate) use push::Push;
 
 /// Segments of one page.
@@ -79,4 +79,10 @@ struct Changes {
     /// The mark is too old, or of another life of the node: list all.
     reset: bool,
     segments: Vec<SegmentView>,
+}
+
+/// `GET /-/v1/segments/{number}/dead`: the slots whose objects are dead.
+#[derive(Debug, Serialize, Deserialize)]
+struct DeadSlots {
+    slots: Vec<u16>,
 }

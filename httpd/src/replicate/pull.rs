@@ -11,8 +11,9 @@ use reel_control::api::NodeState;
 use reel_engine::follow::{self, Followers, Net, News, Page, Pulled};
 use reel_engine::replica::Arrived;
 use reel_engine::{Error, Known, SegmentNumber};
+use tokio::sync::mpsc::Receiver;
 
-use super::{Changes, SegmentView, SegmentsPage};
+use super::{Changes, DeadSlots, SegmentView, SegmentsPage};
 use crate::conn::ConnError;
 use crate::shard::Stop;
 use crate::storage::StorageShard;
@@ -24,6 +25,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const NEWS_WAIT_MS: u64 = 1000;
 /// Bytes taken from a peer's answer at a time.
 const PIECE_BYTES: usize = 1 << 20;
+/// How long the other nodes may take to say what they hold.
+pub(crate) const HOLD_WAIT: Duration = Duration::from_secs(5);
 /// The largest answer that is JSON.
 const JSON_BYTES: usize = 4 << 20;
 
@@ -48,6 +51,9 @@ pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
     let followers = Followers::new(OverHttp(Rc::clone(&shard)), store, copying);
     while !stop.is_stopping() {
         shard.follow(&followers);
+        if let Err(error) = followers.seal_own().await {
+            tracing::warn!(%error, "own segments that came back from peers are not sealed yet");
+        }
         monoio::time::sleep(LOOK).await;
     }
 }
@@ -169,6 +175,15 @@ impl Net for OverHttp {
         }
     }
 
+    async fn dead(&self, peer: u32, number: SegmentNumber) -> Result<Option<Vec<u16>>, Broken> {
+        let path = format!("/-/v1/segments/{}/dead", number.get());
+        match self.get_json::<DeadSlots>(peer, &path).await {
+            Ok(dead) => Ok(Some(dead.slots)),
+            Err(Broken::Status(404)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn arrived(&self, records: &[Arrived]) {
         self.0.heard_of(records);
     }
@@ -187,6 +202,40 @@ impl Net for OverHttp {
 
     fn now(&self) -> Instant {
         Instant::now()
+    }
+}
+
+/// Answers, for ever, whether every other node of the group holds the whole of a segment. Questions come from the upkeep
+/// thread.
+pub(crate) async fn ask_holders(shard: Rc<StorageShard>, mut questions: Receiver<HoldQuestion>) {
+    let net = OverHttp(shard);
+    while let Some(HoldQuestion { number, answer }) = questions.recv().await {
+        let asked = monoio::time::timeout(HOLD_WAIT, net.all_hold(number)).await;
+        // Who asked may have stopped waiting.
+        let _ = answer.send(asked.unwrap_or(false));
+    }
+}
+
+/// Whether every other node holds the whole of a segment.
+#[derive(Debug)]
+pub(crate) struct HoldQuestion {
+    pub(crate) number: SegmentNumber,
+    pub(crate) answer: std::sync::mpsc::SyncSender<bool>,
+}
+
+impl OverHttp {
+    async fn all_hold(&self, number: SegmentNumber) -> bool {
+        // Those that are offline cannot say it.
+        let Some(peers) = self.peers() else { return false };
+        for peer in peers {
+            let path = format!("/-/v1/segments/{}", number.get());
+            let holds = !peer.offline
+                && matches!(self.get_json::<SegmentView>(peer.id, &path).await, Ok(view) if view.sealed);
+            if !holds {
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use reel_engine::follow::Portion;
 use reel_engine::{Error, SegmentNumber};
 
-use super::{Changes, PAGE, SegmentView, SegmentsPage};
+use super::{Changes, DeadSlots, PAGE, SegmentView, SegmentsPage};
 use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
@@ -65,6 +65,42 @@ impl StorageShard {
             Ok(segments) => {
                 let body = Changes { boot: self.node.boot.clone(), mark, reset, segments };
                 self.answers.json(conn, request, 200, &body).await
+            }
+            Err(error) => self.answers.refuse(conn, request, error.into()).await,
+        }
+    }
+
+    /// `GET /-/v1/segments/{number}` and `…/dead`.
+    pub(crate) async fn segment_view(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        rest: &str,
+    ) -> Result<Answered, ConnError> {
+        let (number, dead) = match rest.strip_suffix("/dead") {
+            Some(number) => (number, true),
+            None => (rest, false),
+        };
+        let Some(number) = number.parse().ok().and_then(SegmentNumber::new) else {
+            let problem = Problem::new(400, "bad_request", "a segment number is decimal");
+            return self.answers.refuse(conn, request, problem).await;
+        };
+        let store = Arc::clone(&self.node.store);
+        let look = move || {
+            if dead {
+                let slots = store.dead_slots(number)?;
+                return Ok(serde_json::to_value(DeadSlots { slots }));
+            }
+            Ok(serde_json::to_value(SegmentView::from(store.describe(number)?)))
+        };
+        match self.node.store.pool().run(look).await {
+            Ok(view) => {
+                let view = view.map_err(std::io::Error::from)?;
+                self.answers.json(conn, request, 200, &view).await
+            }
+            Err(Error::NoSegment(_)) => {
+                let message = format!("segment {number} is not here");
+                self.answers.refuse(conn, request, Problem::new(404, "not_found", message)).await
             }
             Err(error) => self.answers.refuse(conn, request, error.into()).await,
         }

@@ -62,10 +62,11 @@ impl StorageShard {
         if let Some(id) = request.path.strip_prefix("/-/v1/objects/") {
             return self.get_object(conn, request, id).await;
         }
-        if let Some(rest) = request.path.strip_prefix("/-/v1/segments/")
-            && let Some(number) = rest.strip_suffix("/bytes")
-        {
-            return self.segment_bytes(conn, request, number).await;
+        if let Some(rest) = request.path.strip_prefix("/-/v1/segments/") {
+            return match rest.strip_suffix("/bytes") {
+                Some(number) => self.segment_bytes(conn, request, number).await,
+                None => self.segment_view(conn, request, rest).await,
+            };
         }
         if let Some(rest) = request.path.strip_prefix("/-/v1/users/")
             && let Some(user) = rest.strip_suffix("/files")

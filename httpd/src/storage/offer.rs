@@ -34,6 +34,7 @@ pub(crate) async fn offer_again(shard: Rc<StorageShard>, segments: Vec<SegmentNu
 }
 
 async fn offer_segment(shard: &Rc<StorageShard>, segment: &Arc<Segment>) -> usize {
+    shard.wait_until_held(segment).await;
     let slots = segment.slots();
     let mut offered = 0;
     let mut from = 0;

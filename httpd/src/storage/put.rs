@@ -351,6 +351,16 @@ impl StorageShard {
     ) -> Result<Entered, Failed> {
         let write = Write::Put { row: row.clone(), only_new: upload.only_new };
         let object = stored.object;
+        // Before the name is this object, as many nodes hold it as `ack` asks for: the one that it replaces goes then,
+        // and this node's disk may be lost at any time.
+        let degraded = match self.wait_for_acks(&stored).await {
+            Ok(degraded) => degraded,
+            Err(problem) => {
+                self.node.store.settled(&stored.segment);
+                self.bury(object, &upload.user, &upload.name);
+                return Err(problem.into());
+            }
+        };
         match self.stage.apply(write.clone()).await {
             Ok(Outcome::Done { previous, .. }) => {
                 self.node.store.settled(&stored.segment);
@@ -358,7 +368,6 @@ impl StorageShard {
                 if let Some(previous) = previous {
                     self.bury(ObjectId::from_u64(previous), &upload.user, &upload.name);
                 }
-                let degraded = self.wait_for_acks(&stored).await?;
                 let created = previous.is_none();
                 Ok(Entered::Done(Done { created, degraded, uploaded: uploaded(&row) }))
             }

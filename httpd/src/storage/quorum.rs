@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use reel_control::agent::Peer;
 use reel_control::api::NodeState;
 use reel_control::config::{Ack, AckDegraded};
-use reel_engine::Stored;
+use reel_engine::{Segment, Stored};
 
 use super::StorageShard;
 use crate::answer::Problem;
@@ -70,6 +70,27 @@ impl StorageShard {
         Ok(())
     }
 
+    /// Before records of an earlier life are offered to the catalog: waits until as many nodes hold the segment as uploads
+    /// need, however long that takes.
+    pub(super) async fn wait_until_held(&self, segment: &Segment) {
+        if self.node.config.ack == Ack::Nodes(1) {
+            return;
+        }
+        loop {
+            if self.node.peers.read().is_none() {
+                monoio::time::sleep(LOOK).await;
+                continue;
+            }
+            let quorum = self.quorum();
+            let warns = self.node.config.ack_degraded == AckDegraded::Warn;
+            let peers = if warns { quorum.asked.min(quorum.alive) } else { quorum.asked };
+            let held = self.node.acks.held(segment.number(), segment.durable(), peers);
+            if monoio::time::timeout(LOOK, held).await.is_ok() {
+                return;
+            }
+        }
+    }
+
     /// Waits until as many nodes hold the record as `ack` asks for (as are alive, when that is fewer and
     /// `ack_degraded` is `warn`).
     pub(super) async fn wait_for_acks(&self, stored: &Stored) -> Result<Degraded, Problem> {
@@ -90,7 +111,7 @@ impl StorageShard {
             }
             if left.is_zero() {
                 let message = format!(
-                    "stored here, but fewer than {peers} peers confirmed it in time; it may become visible"
+                    "fewer than {peers} other nodes of the group confirmed it in time (ack); it is not stored, try again"
                 );
                 return Err(Problem::new(503, "too_few_nodes", message));
             }

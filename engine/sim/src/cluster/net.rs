@@ -38,7 +38,7 @@ pub(crate) enum Broken {
     #[error("no answer in time")]
     Silent,
     #[error("the answer breaks off")]
-    BrokenOff,
+    Off,
 }
 
 /// What joins the nodes of a group, and what is known of it from outside.
@@ -97,7 +97,7 @@ impl SimNet {
         let work = work(node);
         spawner.spawn(async move { drop(done.send(work.await)) });
         let answer = self.wires.clock.within(PATIENCE, answer).await.ok_or(Broken::Silent)?;
-        let answer = answer.map_err(|_| Broken::BrokenOff)?;
+        let answer = answer.map_err(|_| Broken::Off)?;
         self.wires.travel(peer, self.me).await?;
         Ok(answer)
     }
@@ -244,7 +244,7 @@ impl Pulled for SimPulled {
 
     async fn next(&mut self) -> Result<Option<&[u8]>, Broken> {
         if self.at == self.end {
-            return if self.end == self.length { Ok(None) } else { Err(Broken::BrokenOff) };
+            return if self.end == self.length { Ok(None) } else { Err(Broken::Off) };
         }
         let from = self.at;
         let most = (self.end - from) as u64;
