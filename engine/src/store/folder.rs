@@ -310,7 +310,12 @@ pub(crate) fn list_and_tidy(volume: &Volume, dir: &Path) -> Result<Vec<SegmentNu
             _ if !segments.contains(&number) => None,
             1 => continue,
             _ => match volume.open_read(&path).and_then(|file| read_header(&file, number)) {
-                Ok(header) => Some(table_path(&path, header.generation)),
+                Ok(header) => {
+                    // Renamed into its place by a life that died before that was durable, perhaps: what is marked in
+                    // the table of this generation must not go with a power loss.
+                    volume.sync_dir(path.parent().unwrap_or(dir), SyncPoint::CompactedEntry)?;
+                    Some(table_path(&path, header.generation))
+                }
                 // It cannot be told which: both stay.
                 Err(_) => continue,
             },
