@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// Rows
     #[arg(long, default_value_t = 20_000_000)]
     rows: u64,
+    /// Rows that an earlier run has left
+    #[arg(long, default_value_t = 0)]
+    from: u64,
     /// Seconds of each measurement
     #[arg(long, default_value_t = 5)]
     seconds: u64,
@@ -60,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 async fn measure(args: &Args) -> reel_control::catalog::Result<()> {
     let catalog = Catalog::open(&args.catalog).await?;
     let time = Duration::from_secs(args.seconds);
-    let mut next = 0;
+    let mut next = args.from;
     let empty = rates(&catalog, &mut next, time).await?;
     show(next, &empty);
     let (begun, first) = (Instant::now(), next);

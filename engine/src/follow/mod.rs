@@ -250,23 +250,27 @@ impl<N: Net> Followers<N> {
     }
 
     /// Segments that this node made before its disk was lost have come back: nobody has more of them, so they are
-    /// complete. To be called now and then.
-    pub async fn seal_own(&self) -> Result<()> {
-        let Some(peers) = self.net.peers() else { return Ok(()) };
+    /// complete. To be called now and then. Gives those that were sealed: as after a crash, their records are to be offered
+    /// to the catalog and settled, since the node may have lost its disk between a record and its row.
+    pub async fn seal_own(&self) -> Result<Vec<SegmentNumber>> {
+        let mut sealed = Vec::new();
+        let Some(peers) = self.net.peers() else { return Ok(sealed) };
         let level = |peer: &Peer| {
             let lag = self.lag.borrow().get(&peer.id).copied().unwrap_or_default();
             let heard = self.heard.borrow().contains_key(&peer.id);
             !peer.offline && heard && lag.bytes == 0 && lag.since.is_none()
         };
         if !peers.iter().all(level) {
-            return Ok(());
+            return Ok(sealed);
         }
         for number in self.store.own_copies() {
             let Some(_claim) = self.copying.claim(number) else { continue };
             let segment = self.store.segment(number).await?;
+            segment.add_unsettled(segment.slots() as u32);
             self.store.seal(segment).await?;
+            sealed.push(number);
         }
-        Ok(())
+        Ok(sealed)
     }
 
     /// How far this node is behind each peer.

@@ -16,7 +16,7 @@ use tokio::sync::mpsc::Receiver;
 use super::{Changes, DeadSlots, SegmentView, SegmentsPage};
 use crate::conn::ConnError;
 use crate::shard::Stop;
-use crate::storage::StorageShard;
+use crate::storage::{StorageShard, offer_again};
 use crate::upstream::Response;
 
 /// Between looks at the list of peers.
@@ -51,8 +51,12 @@ pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
     let followers = Followers::new(OverHttp(Rc::clone(&shard)), store, copying);
     while !stop.is_stopping() {
         shard.follow(&followers);
-        if let Err(error) = followers.seal_own().await {
-            tracing::warn!(%error, "own segments that came back from peers are not sealed yet");
+        match followers.seal_own().await {
+            Ok(sealed) if sealed.is_empty() => {}
+            Ok(sealed) => drop(monoio::spawn(offer_again(Rc::clone(&shard), sealed))),
+            Err(error) => {
+                tracing::warn!(%error, "own segments that came back from peers are not sealed yet");
+            }
         }
         monoio::time::sleep(LOOK).await;
     }

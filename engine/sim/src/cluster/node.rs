@@ -129,8 +129,9 @@ pub(crate) fn start(
             if let Some(standing) = followers.look() {
                 looking.active.set(looking.active.get() || standing.caught_up);
             }
-            if let Err(error) = followers.seal_own().await {
-                tracing::warn!(%error, "own segments that came back are not sealed");
+            match followers.seal_own().await {
+                Ok(sealed) => looking.site.offer(sealed),
+                Err(error) => tracing::warn!(%error, "own segments that came back are not sealed"),
             }
             let lags = followers.lags();
             looking.level.set(lags.iter().all(|(_, lag)| lag.bytes == 0 && lag.since.is_none()));
