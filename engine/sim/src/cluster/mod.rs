@@ -342,7 +342,9 @@ impl World {
         let seed = self.wires.bits();
         let machine = &mut self.machines[index];
         machine.counts.add(&machine.disk.counts());
-        machine.disk = SimDisk::new(seed, &[Path::new(FOLDER)]);
+        let empty = SimDisk::new(seed, &[Path::new(FOLDER)]);
+        empty.follow_clock(&machine.disk);
+        machine.disk = empty;
         self.wiped = true;
     }
 

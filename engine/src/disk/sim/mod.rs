@@ -257,6 +257,12 @@ impl SimDisk {
         self.state.lock().fuse_at = Some((point, syncs));
     }
 
+    /// The machine's clock goes on from `other`'s: this disk takes the place of that one.
+    pub fn follow_clock(&self, other: &Self) {
+        let now = other.state.lock().now_ms;
+        self.state.lock().now_ms = now;
+    }
+
     /// It does not crash any more, unless told so anew.
     pub fn calm(&self) {
         let mut state = self.state.lock();
