@@ -39,8 +39,12 @@ impl Store {
             return Ok(());
         }
         let store = Arc::clone(self);
-        let kill = move || dead.into_iter().try_for_each(|object| store.kill(object).map(drop));
-        self.pool().run(kill).await
+        self.pool()
+            .run(move || {
+                store.kill_all(dead);
+                Ok(())
+            })
+            .await
     }
 }
 
@@ -108,7 +112,11 @@ impl PackedReplica {
     /// Takes over which of its records are dead: the source may have let their tombstones go.
     pub async fn bury(&self, slots: Vec<u16>) -> Result<()> {
         let (store, number) = (Arc::clone(&self.store), self.segment.number());
-        self.store.pool().run(move || store.kill_slots(number, &slots)).await
+        let kill = move || {
+            store.kill_all(slots.into_iter().map(|slot| number.object(slot)));
+            Ok(())
+        };
+        self.store.pool().run(kill).await
     }
 
     /// The source has sealed the segment and all of it is here.

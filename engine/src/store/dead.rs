@@ -146,9 +146,14 @@ impl Store {
         Ok(entries.filter(|(_, entry)| entry.dead).map(|(slot, _)| slot).collect())
     }
 
-    /// A peer says that these slots are dead: its tombstones may be gone already. Blocking.
-    pub(crate) fn kill_slots(&self, number: SegmentNumber, slots: &[u16]) -> Result<()> {
-        slots.iter().try_for_each(|slot| self.kill(number.object(*slot)).map(drop))
+    /// [`Store::kill`] of what a peer says is dead. One that cannot be marked now (its segment is a copy that is not complete,
+    /// or its disk fails) stays pending and keeps no other alive. Blocking.
+    pub(crate) fn kill_all(&self, objects: impl IntoIterator<Item = ObjectId>) {
+        for object in objects {
+            if let Err(error) = self.kill(object) {
+                tracing::debug!(%object, %error, "dead object not marked yet");
+            }
+        }
     }
 
     /// Remembers that an object is dead until its segment is here, or can be opened.
