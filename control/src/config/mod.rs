@@ -178,6 +178,9 @@ pub struct StorageConfig {
     /// What becomes of an upload when fewer are alive.
     #[serde(default)]
     pub ack_degraded: AckDegraded,
+    /// Percent of the time that a node copies from its peers while it fills itself; the rest is the viewers'.
+    #[serde(default = "default_refill_share")]
+    pub refill_share: u8,
     /// Bytes after which a packed segment is sealed.
     #[serde(default = "default_segment")]
     pub segment_bytes: ByteSize,
@@ -479,6 +482,10 @@ fn default_mode() -> HttpMode {
 fn default_true() -> bool {
     true
 }
+fn default_refill_share() -> u8 {
+    70
+}
+
 fn default_address_age() -> Span {
     Span::ms(1000)
 }
@@ -547,6 +554,9 @@ impl Config {
             }
             if (1..folders.len()).any(|at| folders[..at].contains(&folders[at])) {
                 return fail("data", "names a folder twice");
+            }
+            if !(1..=100).contains(&storage.refill_share) {
+                return fail("refill_share", "is a percentage from 1 to 100");
             }
             if !(1..=100).contains(&storage.upkeep.share) {
                 return fail("share", "is a percentage from 1 to 100");

@@ -27,6 +27,8 @@ const NEWS_WAIT_MS: u64 = 1000;
 const PIECE_BYTES: usize = 1 << 20;
 /// How long the other nodes may take to say what they hold.
 pub(crate) const HOLD_WAIT: Duration = Duration::from_secs(5);
+/// The longest rest between two pieces.
+const LONGEST_REST: Duration = Duration::from_millis(500);
 /// The largest answer that is JSON.
 const JSON_BYTES: usize = 4 << 20;
 
@@ -172,7 +174,8 @@ impl Net for OverHttp {
                 let is_last = response.field("reel-sealed") == Some("1");
                 let shard = Rc::clone(&self.0);
                 let response = Some(response);
-                Ok(Some(PulledOverHttp { shard, is_last, response, piece: Vec::new() }))
+                let rested = Instant::now();
+                Ok(Some(PulledOverHttp { shard, is_last, response, piece: Vec::new(), rested }))
             }
             Err(Broken::Status(404)) => Ok(None),
             Err(error) => Err(error),
@@ -249,6 +252,21 @@ struct PulledOverHttp {
     /// Gone when all was read: its connection serves again.
     response: Option<Response>,
     piece: Vec<u8>,
+    /// The last rest, or the beginning.
+    rested: Instant,
+}
+
+impl PulledOverHttp {
+    /// A node that fills itself leaves the machines to the viewers in between.
+    async fn rest(&mut self) {
+        let node = &self.shard.node;
+        let share = f64::from(node.config.refill_share) / 100.0;
+        if node.status.state() == NodeState::Syncing && share < 1.0 {
+            let pause = self.rested.elapsed().mul_f64(1.0 / share - 1.0);
+            monoio::time::sleep(pause.min(LONGEST_REST)).await;
+        }
+        self.rested = Instant::now();
+    }
 }
 
 impl Pulled for PulledOverHttp {
@@ -272,6 +290,7 @@ impl Pulled for PulledOverHttp {
         }
         self.piece.clear();
         response.conn.read_some(&mut self.piece, PIECE_BYTES).await?;
+        self.rest().await;
         Ok(Some(&self.piece))
     }
 }
