@@ -13,6 +13,7 @@ use reel_engine::format::record::{RecordHead, RecordKind};
 use reel_engine::{Error, ObjectId, SegmentNumber};
 
 use super::StorageShard;
+use super::offer_of;
 use super::put::{stamp_of, version_of};
 
 /// Records, or rows, compared at a time.
@@ -30,8 +31,11 @@ const GUARD_PERCENT: usize = 50;
 /// What the catalog says of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// A row names it, or its record is newer than the row: it will be offered, or is about to be.
+    /// A row names it.
     Named,
+    /// Its record is newer than the row. In a settled segment nobody will offer it any more: its node lost its disk before
+    /// the row was committed, or the catalog is an older one.
+    Newer,
     /// The name is another object's by now, or was deleted.
     Lost,
     /// There is no row of that name at all.
@@ -44,7 +48,7 @@ pub fn judge(head: &RecordHead, object: ObjectId, row: Option<&Row>) -> Verdict 
         None => Verdict::NoRow,
         Some(row) if row.object == object.as_u64() => Verdict::Named,
         Some(row) if row.stamp > stamp_of(head.version) => Verdict::Lost,
-        Some(_) => Verdict::Named,
+        Some(_) => Verdict::Newer,
     }
 }
 
@@ -145,6 +149,7 @@ impl StorageShard {
         let slots = segment.slots();
         let (mut living, mut nameless) = (0, 0);
         let mut orphans: Vec<(ObjectId, RecordHead, Option<Row>)> = Vec::new();
+        let mut newer: Vec<(ObjectId, RecordHead)> = Vec::new();
         for from in (0..slots).step_by(BATCH) {
             let began = Instant::now();
             let reader = Arc::clone(&segment);
@@ -168,13 +173,24 @@ impl StorageShard {
                 let object = number.object(head.slot);
                 let verdict = judge(&head, object, row.as_ref());
                 nameless += usize::from(verdict == Verdict::NoRow);
-                if verdict != Verdict::Named && head.modified_ms.saturating_add(grace) < now {
-                    orphans.push((object, head, row));
+                if head.modified_ms.saturating_add(grace) >= now {
+                    continue;
+                }
+                match verdict {
+                    Verdict::Named => {}
+                    Verdict::Newer => newer.push((object, head)),
+                    Verdict::Lost | Verdict::NoRow => orphans.push((object, head, row)),
                 }
             }
             self.rest(began.elapsed()).await;
         }
         swept.objects += living;
+        for (object, head) in newer {
+            tracing::info!(%object, user = head.user, name = head.name, "newer than its row: offered to the catalog");
+            if let Some(write) = offer_of(&head, object.as_u64(), self.node.config.group) {
+                self.apply_until_known(write, object).await;
+            }
+        }
         if living >= GUARD_FROM && nameless * 100 > living * GUARD_PERCENT {
             tracing::error!(
                 segment = %number, objects = living, without_row = nameless,
@@ -293,6 +309,6 @@ mod tests {
         assert_eq!(judge(&head(5), object, Some(&row(5, object.as_u64()))), Verdict::Named);
         assert_eq!(judge(&head(5), object, Some(&row(7, 1))), Verdict::Lost);
         assert_eq!(judge(&head(5), object, Some(&row(7, 0))), Verdict::Lost, "deleted");
-        assert_eq!(judge(&head(5), object, Some(&row(4, 1))), Verdict::Named, "not offered yet");
+        assert_eq!(judge(&head(5), object, Some(&row(4, 1))), Verdict::Newer, "not offered yet");
     }
 }

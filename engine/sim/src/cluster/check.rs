@@ -10,6 +10,7 @@ use reel_engine::{ObjectId, Store};
 use super::node::Node;
 use super::{SETTLE, World};
 use crate::Shared;
+use crate::catalog::{Outcome, Row};
 use crate::model::{Kill, Model, Read, read};
 
 /// The objects that a node shows.
@@ -125,7 +126,8 @@ impl World {
         Ok(())
     }
 
-    /// As nodes do from time to time: what lost its name, and was not buried, is buried.
+    /// As nodes do from time to time: what lost its name, and was not buried, is buried; what is newer than its row is
+    /// offered.
     fn sweep(&self) {
         for (_, node) in self.nodes() {
             let site = Rc::clone(&node.site);
@@ -141,7 +143,14 @@ impl World {
                     let row = self.ledger.catalog.lock().row(&head.name);
                     match row {
                         Some(row) if row.object == Some(object) => {}
-                        Some(row) if row.version <= head.version => {}
+                        Some(row) if row.version <= head.version => {
+                            // Its node lost its disk before the row was committed.
+                            let newer = Row { version: head.version, object: Some(object) };
+                            let outcome = self.ledger.catalog.lock().apply(&head.name, newer);
+                            if let Outcome::Done(Some(previous)) = outcome {
+                                site.bury(previous, &head.name);
+                            }
+                        }
                         Some(row) => site.bury_loser(object, &head.name, row),
                         None => site.bury(object, &head.name),
                     }
