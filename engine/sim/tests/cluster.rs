@@ -27,7 +27,7 @@ fn what_is_done_wrong_is_found() {
     for (sabotage, seeds) in [
         (Sabotage::EarlyForget, 0..5),
         (Sabotage::EarlyAck, 40..60),
-        (Sabotage::RowFirst, 210..230),
+        (Sabotage::RowFirst, 140..160),
     ] {
         let found = seeds.clone().find_map(|seed| Some((seed, run(seed, Some(sabotage)).err()?)));
         match found {
