@@ -126,6 +126,9 @@ impl PackedReplica {
 }
 
 fn open_packed(store: &Arc<Store>, known: &Known) -> Result<Option<Arc<Segment>>> {
+    if store.is_gone(known.number) {
+        return Ok(None);
+    }
     if store.has(known.number) {
         let segment = store.segment_blocking(known.number)?;
         if segment.is_sealed() {
@@ -149,9 +152,6 @@ fn open_packed(store: &Arc<Store>, known: &Known) -> Result<Option<Arc<Segment>>
         salt: known.salt,
         created_ms: store.clock().now_ms(),
     };
-    if store.is_gone(known.number) {
-        return Ok(None);
-    }
     if known.creator == store.options.node {
         store.note_own_copy(known.number);
     }

@@ -485,7 +485,6 @@ fn default_true() -> bool {
 fn default_refill_share() -> u8 {
     70
 }
-
 fn default_address_age() -> Span {
     Span::ms(1000)
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use reel_engine::disk::sim::{Rng, SimDisk};
 use reel_engine::format::record::RecordKind;
 use reel_engine::solo::SoloUpload;
-use reel_engine::upkeep::{Compaction, Finding, FindingKind, Step, Tombstones, scrub_segment};
+use reel_engine::upkeep::{Compaction, Finding, FindingKind, Step, scrub_segment};
 use reel_engine::{Draft, ObjectId, SegmentNumber, Stored, Version, Writer};
 
 use crate::Shared;
@@ -23,12 +23,15 @@ const NAMES: u64 = 12;
 /// The user of all of them.
 const USER: &str = "sim";
 
+/// An answer that takes its time.
+pub(crate) type Later = Pin<Box<dyn Future<Output = bool>>>;
+
 /// Waits until as many other nodes as uploaders were promised hold a segment up to an offset; false when that takes too
 /// long.
-pub(crate) type Held = Box<dyn Fn(SegmentNumber, u64) -> Pin<Box<dyn Future<Output = bool>>>>;
+pub(crate) type Held = Box<dyn Fn(SegmentNumber, u64) -> Later>;
 
 /// Asks the other nodes whether they hold the whole of a segment.
-pub(crate) type AllHold = Box<dyn Fn(SegmentNumber) -> Pin<Box<dyn Future<Output = bool>>>>;
+pub(crate) type AllHold = Box<dyn Fn(SegmentNumber) -> Later>;
 
 /// What the tasks of one life of a node share.
 pub(crate) struct Site {
@@ -317,13 +320,15 @@ impl Site {
 
     pub(crate) async fn compact(&self, number: SegmentNumber) {
         let store = Arc::clone(&self.store);
-        let tombstones = match &self.all_hold {
-            Some(all_hold) if !all_hold(number).await => Tombstones::Stay,
-            _ => Tombstones::MayGo,
-        };
-        let begin = move || Compaction::begin(&store, number, tombstones);
-        let begun = self.store.pool().run(begin).await;
+        let begun = self.store.pool().run(move || Compaction::begin(&store, number)).await;
         let Ok(Some(mut compaction)) = begun else { return };
+        let all_hold = match &self.all_hold {
+            Some(all_hold) => all_hold(number).await,
+            None => true,
+        };
+        if all_hold {
+            compaction.let_tombstones_go();
+        }
         loop {
             let stepped = self.store.pool().run(move || {
                 let step = compaction.step()?;

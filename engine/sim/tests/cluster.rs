@@ -26,8 +26,8 @@ fn what_is_done_wrong_is_found() {
     // Seeds that find it: the first ones, so that the test is quick.
     for (sabotage, seeds) in [
         (Sabotage::EarlyForget, 0..5),
-        (Sabotage::EarlyAck, 40..60),
-        (Sabotage::RowFirst, 140..160),
+        (Sabotage::EarlyAck, 320..340),
+        (Sabotage::RowFirst, 60..80),
     ] {
         let found = seeds.clone().find_map(|seed| Some((seed, run(seed, Some(sabotage)).err()?)));
         match found {

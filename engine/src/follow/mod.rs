@@ -96,6 +96,13 @@ pub trait Net: 'static {
         after: Option<SegmentNumber>,
     ) -> impl Future<Output = Result<Page, Self::Error>>;
 
+    /// A segment as it is at the peer. `None`: it is not there.
+    fn known(
+        &self,
+        peer: u32,
+        number: SegmentNumber,
+    ) -> impl Future<Output = Result<Option<Known>, Self::Error>>;
+
     /// Durable bytes of a segment from `from` on, and says that this node holds all before durably. `None`: it is gone
     /// there.
     fn pull(
@@ -126,6 +133,19 @@ pub trait Net: 'static {
 
     /// The time.
     fn now(&self) -> Instant;
+}
+
+/// Whether every other node holds the whole of a segment, and says so; one that is offline cannot.
+pub async fn all_hold<N: Net>(net: &N, number: SegmentNumber) -> bool {
+    let Some(peers) = net.peers() else { return false };
+    for peer in peers {
+        let holds = !peer.offline
+            && matches!(net.known(peer.id, number).await, Ok(Some(known)) if known.sealed);
+        if !holds {
+            return false;
+        }
+    }
+    true
 }
 
 /// Bytes of a segment on their way.

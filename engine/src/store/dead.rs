@@ -208,11 +208,10 @@ impl Store {
     /// one that works, and done when it works again.
     pub(crate) fn flush_dead(&self) -> Result<()> {
         let mut deferred = self.deferred.lock();
-        let (again, mut left): (BTreeSet<ObjectId>, BTreeSet<ObjectId>) =
-            deferred.objects.iter().partition(|object| self.is_reachable(object.segment()));
-        for object in again {
-            self.note_pending(object);
+        for object in &deferred.objects {
+            self.note_pending(*object);
         }
+        let mut left = BTreeSet::new();
         self.kill_all_pending()?;
         let mut taken = std::mem::take(&mut *self.unsynced.lock());
         let flushed = self.flush_taken(&mut taken, &mut left);

@@ -2,7 +2,6 @@
 //! there; they are not copied again.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use super::Store;
 use crate::disk::SyncPoint;
@@ -67,7 +66,7 @@ impl Store {
     pub(super) fn load_list(&self, name: &str) -> Result<BTreeSet<ObjectId>> {
         let mut found = BTreeSet::new();
         for folder in self.folders.iter().filter(|folder| folder.is_open() && !folder.is_failed()) {
-            match folder.volume.read(Path::new(&folder.path.join(name))) {
+            match folder.volume.read(&folder.path.join(name)) {
                 Ok(bytes) => match deferred::decode(&bytes) {
                     Ok(objects) => found.extend(objects),
                     Err(error) => {

@@ -36,15 +36,6 @@ pub enum Step {
     Done(u64),
 }
 
-/// What becomes of tombstones whose objects are gone here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tombstones {
-    /// They stay: some node of the group may not have them yet, and would keep what they bury.
-    Stay,
-    /// They go: every node of the group holds the whole segment.
-    MayGo,
-}
-
 /// A compaction in progress: a state that moves a bounded amount with each [`Compaction::step`], on a
 /// thread that may block. Dropping it leaves the segment as it was.
 #[derive(Debug)]
@@ -55,7 +46,8 @@ pub struct Compaction {
     header: SegmentHeader,
     file: Option<DiskFile>,
     table: SlotTable,
-    tombstones: Tombstones,
+    /// Also those whose objects are gone here: some node of the group may not have them yet, and would keep what they bury.
+    keeps_tombstones: bool,
     slot: usize,
     at: u64,
     buffer: Vec<u8>,
@@ -64,11 +56,7 @@ pub struct Compaction {
 impl Compaction {
     /// Begins to compact a segment. `Ok(None)`: there is nothing to do, or not now (it is active, has
     /// records to confirm, its disk fails, or there is no room for the copy).
-    pub fn begin(
-        store: &Arc<Store>,
-        number: SegmentNumber,
-        tombstones: Tombstones,
-    ) -> Result<Option<Self>> {
+    pub fn begin(store: &Arc<Store>, number: SegmentNumber) -> Result<Option<Self>> {
         let segment = match store.segment_blocking(number) {
             Ok(segment) => segment,
             Err(Error::NoSegment(_)) => return Ok(None),
@@ -102,11 +90,17 @@ impl Compaction {
             header,
             file: None,
             table: SlotTable::active(),
-            tombstones,
+            keeps_tombstones: true,
             slot: 0,
             at: HEADER_BYTES,
             buffer: header.encode(),
         }))
+    }
+
+    /// Every node of the group holds the whole segment: tombstones whose objects are gone here may go. To be said before
+    /// the first step.
+    pub fn let_tombstones_go(&mut self) {
+        self.keeps_tombstones = false;
     }
 
     /// The segment.
@@ -167,7 +161,7 @@ impl Compaction {
 
     /// Whether a tombstone still has something to say.
     fn must_keep(&self, head: &RecordHead) -> bool {
-        if self.tombstones == Tombstones::Stay {
+        if self.keeps_tombstones {
             return true;
         }
         let young = || {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 pub use check::{Expect, Finding, FindingKind, Report, check_segment};
-pub use compact::{Compaction, Step, Tombstones};
+pub use compact::{Compaction, Step};
 pub use fsck::{Checked, fsck, repair_tables};
 pub use scrub::{scrub_segment, scrub_superblocks};
 
@@ -132,9 +132,8 @@ impl Drop for Upkeep {
 pub fn compact_now(store: &Arc<Store>) -> Result<u64> {
     let mut freed = 0;
     for number in store.take_candidates() {
-        let Some(mut compaction) = Compaction::begin(store, number, Tombstones::MayGo)? else {
-            continue;
-        };
+        let Some(mut compaction) = Compaction::begin(store, number)? else { continue };
+        compaction.let_tombstones_go();
         loop {
             if let Step::Done(bytes) = compaction.step()? {
                 freed += bytes;
@@ -249,13 +248,10 @@ impl Worker {
 
     fn compact(&self, number: SegmentNumber) -> Result<bool> {
         let started = Instant::now();
-        let tombstones = match &self.options.all_hold {
-            Some(all_hold) if !all_hold(number) => Tombstones::Stay,
-            _ => Tombstones::MayGo,
-        };
-        let Some(mut compaction) = Compaction::begin(&self.store, number, tombstones)? else {
-            return Ok(true);
-        };
+        let Some(mut compaction) = Compaction::begin(&self.store, number)? else { return Ok(true) };
+        if self.options.all_hold.as_ref().is_none_or(|all_hold| all_hold(number)) {
+            compaction.let_tombstones_go();
+        }
         let mut copied = 0;
         loop {
             let began = Instant::now();

@@ -67,53 +67,48 @@ impl GatewayShard {
         let mut first = pin!(self.upstreams.request(node, head.as_bytes(), &[], head_only));
         let hedges = &self.hedges;
         hedges.earn();
-        let Some(second) = second else {
-            let second = monoio::select! {
-                answered = &mut first => return answered,
-                second = self.another_than(node, whose) => second,
-            };
-            let head = request_head(request, path, second, begun);
-            let mut other = pin!(self.upstreams.request(second, head.as_bytes(), &[], head_only));
-            return monoio::select! {
-                answered = &mut first => or_else(answered, other).await,
-                answered = &mut other => or_else(answered, first).await,
-            };
-        };
-        let silent_after = self.silent_after();
-        let hedge_after = hedges.after.min(silent_after);
-        if !hedge_after.is_zero() {
-            monoio::select! {
-                answered = &mut first => return answered,
-                () = monoio::time::sleep(hedge_after) => {}
-            }
-        }
-        let hedged = !hedge_after.is_zero() && hedges.spend();
-        if hedged {
-            hedges.begun.increment(1);
-        } else {
-            monoio::select! {
-                answered = &mut first => return answered,
-                () = monoio::time::sleep(silent_after - hedge_after) => self.suspect(node),
-            }
-        }
         let asked = Instant::now();
+        let (second, hedged) = monoio::select! {
+            answered = &mut first => return answered,
+            other = self.other_in_time(node, second, whose) => other,
+        };
         let head = request_head(request, path, second, begun);
         let mut other = pin!(self.upstreams.request(second, head.as_bytes(), &[], head_only));
         monoio::select! {
             answered = &mut first => or_else(answered, other).await,
-            answered = &mut other => match answered {
-                Ok(response) if response.status < 500 => {
-                    if hedged {
-                        hedges.won.increment(1);
-                        if asked.elapsed() + hedge_after > silent_after {
-                            self.suspect(node);
-                        }
+            answered = &mut other => {
+                if hedged && is_good(&answered) {
+                    hedges.won.increment(1);
+                    if asked.elapsed() > self.silent_after() {
+                        self.suspect(node);
                     }
-                    Ok(response)
                 }
-                _ => first.await,
-            },
+                or_else(answered, first).await
+            }
         }
+    }
+
+    /// The node to ask beside `node`, when it is time for that, and whether this is a hedge.
+    async fn other_in_time(
+        &self,
+        node: SocketAddr,
+        second: Option<SocketAddr>,
+        whose: &Whose,
+    ) -> (SocketAddr, bool) {
+        let Some(second) = second else { return (self.another_than(node, whose).await, false) };
+        let hedges = &self.hedges;
+        let silent_after = self.silent_after();
+        let hedge_after = hedges.after.min(silent_after);
+        if !hedge_after.is_zero() {
+            monoio::time::sleep(hedge_after).await;
+            if hedges.spend() {
+                hedges.begun.increment(1);
+                return (second, true);
+            }
+        }
+        monoio::time::sleep(silent_after - hedge_after).await;
+        self.suspect(node);
+        (second, false)
     }
 
     /// A node that the trackers name while `node` is silent: it may have come, or become active, since they were
@@ -136,15 +131,17 @@ impl GatewayShard {
     }
 }
 
+/// Whether a client should get this answer.
+fn is_good(answered: &Result<Response, ConnError>) -> bool {
+    answered.as_ref().is_ok_and(|response| response.status < 500)
+}
+
 /// An answer, or the other request's when it is none that a client should get.
 async fn or_else(
     answered: Result<Response, ConnError>,
     other: impl Future<Output = Result<Response, ConnError>>,
 ) -> Result<Response, ConnError> {
-    match answered {
-        Ok(response) if response.status < 500 => Ok(response),
-        _ => other.await,
-    }
+    if is_good(&answered) { answered } else { other.await }
 }
 
 #[cfg(test)]

@@ -157,6 +157,15 @@ impl Net for OverHttp {
         Ok(Page { segments, next: next.and_then(SegmentNumber::new) })
     }
 
+    async fn known(&self, peer: u32, number: SegmentNumber) -> Result<Option<Known>, Broken> {
+        let path = format!("/-/v1/segments/{}", number.get());
+        match self.get_json::<SegmentView>(peer, &path).await {
+            Ok(view) => Ok(view.known()),
+            Err(Broken::Status(404)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn pull(
         &self,
         peer: u32,
@@ -217,7 +226,7 @@ impl Net for OverHttp {
 pub(crate) async fn ask_holders(shard: Rc<StorageShard>, mut questions: Receiver<HoldQuestion>) {
     let net = OverHttp(shard);
     while let Some(HoldQuestion { number, answer }) = questions.recv().await {
-        let asked = monoio::time::timeout(HOLD_WAIT, net.all_hold(number)).await;
+        let asked = monoio::time::timeout(HOLD_WAIT, follow::all_hold(&net, number)).await;
         // Who asked may have stopped waiting.
         let _ = answer.send(asked.unwrap_or(false));
     }
@@ -228,22 +237,6 @@ pub(crate) async fn ask_holders(shard: Rc<StorageShard>, mut questions: Receiver
 pub(crate) struct HoldQuestion {
     pub(crate) number: SegmentNumber,
     pub(crate) answer: std::sync::mpsc::SyncSender<bool>,
-}
-
-impl OverHttp {
-    async fn all_hold(&self, number: SegmentNumber) -> bool {
-        // Those that are offline cannot say it.
-        let Some(peers) = self.peers() else { return false };
-        for peer in peers {
-            let path = format!("/-/v1/segments/{}", number.get());
-            let holds = !peer.offline
-                && matches!(self.get_json::<SegmentView>(peer.id, &path).await, Ok(view) if view.sealed);
-            if !holds {
-                return false;
-            }
-        }
-        true
-    }
 }
 
 struct PulledOverHttp {

@@ -21,6 +21,15 @@ pub(super) fn number_of(request: &Request, key: &str) -> Option<u64> {
     query_value(&request.query, key)?.parse().ok()
 }
 
+fn segment_number(text: &str) -> Result<SegmentNumber, Problem> {
+    let number = text.parse().ok().and_then(SegmentNumber::new);
+    number.ok_or_else(|| Problem::new(400, "bad_request", "a segment number is decimal"))
+}
+
+fn not_here(number: SegmentNumber) -> Problem {
+    Problem::new(404, "not_found", format!("segment {number} is not here"))
+}
+
 impl StorageShard {
     async fn describe(&self, numbers: Vec<SegmentNumber>) -> Result<Vec<SegmentView>, Error> {
         let store = Arc::clone(&self.node.store);
@@ -81,9 +90,9 @@ impl StorageShard {
             Some(number) => (number, true),
             None => (rest, false),
         };
-        let Some(number) = number.parse().ok().and_then(SegmentNumber::new) else {
-            let problem = Problem::new(400, "bad_request", "a segment number is decimal");
-            return self.answers.refuse(conn, request, problem).await;
+        let number = match segment_number(number) {
+            Ok(number) => number,
+            Err(problem) => return self.answers.refuse(conn, request, problem).await,
         };
         let store = Arc::clone(&self.node.store);
         let look = move || {
@@ -98,10 +107,7 @@ impl StorageShard {
                 let view = view.map_err(std::io::Error::from)?;
                 self.answers.json(conn, request, 200, &view).await
             }
-            Err(Error::NoSegment(_)) => {
-                let message = format!("segment {number} is not here");
-                self.answers.refuse(conn, request, Problem::new(404, "not_found", message)).await
-            }
+            Err(Error::NoSegment(_)) => self.answers.refuse(conn, request, not_here(number)).await,
             Err(error) => self.answers.refuse(conn, request, error.into()).await,
         }
     }
@@ -114,28 +120,15 @@ impl StorageShard {
         request: &Request,
         number: &str,
     ) -> Result<Answered, ConnError> {
-        let Some(number) = number.parse().ok().and_then(SegmentNumber::new) else {
-            return self
-                .answers
-                .refuse(
-                    conn,
-                    request,
-                    Problem::new(400, "bad_request", "a segment number is decimal"),
-                )
-                .await;
+        let number = match segment_number(number) {
+            Ok(number) => number,
+            Err(problem) => return self.answers.refuse(conn, request, problem).await,
         };
         let from = number_of(request, "from").unwrap_or(0);
         let segment = match self.segment(number).await {
             Ok(segment) => segment,
             Err(Error::NoSegment(_)) => {
-                return self
-                    .answers
-                    .refuse(
-                        conn,
-                        request,
-                        Problem::new(404, "not_found", format!("segment {number} is not here")),
-                    )
-                    .await;
+                return self.answers.refuse(conn, request, not_here(number)).await;
             }
             Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };

@@ -37,6 +37,12 @@ impl Quorum {
     fn is_short(self) -> bool {
         self.alive < self.asked
     }
+
+    /// Peers to wait for, and whether these are fewer than `ack` asks for.
+    fn peers(self, when_short: AckDegraded) -> (usize, bool) {
+        let degraded = self.is_short() && when_short == AckDegraded::Warn;
+        (if degraded { self.alive } else { self.asked }, degraded)
+    }
 }
 
 /// What an upload's answer says of the nodes that hold it: `None` when it is as `ack` asks.
@@ -81,9 +87,7 @@ impl StorageShard {
                 monoio::time::sleep(LOOK).await;
                 continue;
             }
-            let quorum = self.quorum();
-            let warns = self.node.config.ack_degraded == AckDegraded::Warn;
-            let peers = if warns { quorum.asked.min(quorum.alive) } else { quorum.asked };
+            let (peers, _) = self.quorum().peers(self.node.config.ack_degraded);
             let held = self.node.acks.held(segment.number(), segment.durable(), peers);
             if monoio::time::timeout(LOOK, held).await.is_ok() {
                 return;
@@ -98,8 +102,7 @@ impl StorageShard {
         let deadline = Instant::now() + WAIT;
         loop {
             let quorum = self.quorum();
-            let degraded = quorum.is_short() && self.node.config.ack_degraded == AckDegraded::Warn;
-            let peers = if degraded { quorum.alive } else { quorum.asked };
+            let (peers, degraded) = quorum.peers(self.node.config.ack_degraded);
             let left = deadline.saturating_duration_since(Instant::now());
             let held = self.node.acks.held(number, end, peers);
             if peers == 0 || monoio::time::timeout(left.min(LOOK), held).await.is_ok() {

@@ -103,25 +103,6 @@ impl SimNet {
     }
 }
 
-impl SimNet {
-    /// Whether every other node holds the whole of a segment, and says so.
-    pub(crate) async fn all_hold(&self, number: SegmentNumber) -> bool {
-        let others: Vec<u32> = self.peers().into_iter().flatten().map(|peer| peer.id).collect();
-        for peer in others {
-            let holds = self.ask(peer, |node| async move {
-                let store = Arc::clone(&node.site.store);
-                let describe = Arc::clone(&store);
-                let described = store.pool().run(move || describe.describe(number)).await;
-                described.is_ok_and(|known| known.sealed)
-            });
-            if !holds.await.unwrap_or(false) {
-                return false;
-            }
-        }
-        true
-    }
-}
-
 impl Net for SimNet {
     type Error = Broken;
     type Pulled = SimPulled;
@@ -159,6 +140,14 @@ impl Net for SimNet {
             Ok::<_, Error>(Page { segments, next })
         });
         Ok(page.await??)
+    }
+
+    async fn known(&self, peer: u32, number: SegmentNumber) -> Result<Option<Known>, Broken> {
+        let known = self.ask(peer, move |node| async move {
+            let store = Arc::clone(&node.site.store);
+            node.site.store.pool().run(move || store.describe_all([number])).await
+        });
+        Ok(known.await??.pop())
     }
 
     async fn pull(&self, peer: u32, known: &Known, from: u64) -> Result<Option<SimPulled>, Broken> {

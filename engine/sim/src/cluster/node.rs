@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use reel_engine::disk::sim::{Rng, SimDisk};
-use reel_engine::follow::{Acks, Copying, Followers};
+use reel_engine::follow::{Acks, Copying, Followers, all_hold};
 use reel_engine::{FolderOptions, SegmentNumber, Store, StoreOptions, Writer};
 
 use super::net::{SimNet, Wires};
 use super::{Plan, Sabotage};
 use crate::executor::Executor;
 use crate::ledger::Ledger;
-use crate::work::Site;
+use crate::work::{Later, Site};
 
 /// Between looks at the peers.
 const LOOK: Duration = Duration::from_millis(100);
@@ -81,7 +81,7 @@ pub(crate) fn start(
         let (node, clock, peers) = (node.clone(), wires.clock.clone(), plan.others_needed());
         let held = move |number: SegmentNumber, end: u64| {
             let (node, clock) = (node.clone(), clock.clone());
-            let waiting: std::pin::Pin<Box<dyn Future<Output = bool>>> = Box::pin(async move {
+            let waiting: Later = Box::pin(async move {
                 let Some(node) = node.upgrade() else { return false };
                 peers == 0
                     || clock.within(HELD_WITHIN, node.acks.held(number, end, peers)).await.is_some()
@@ -90,10 +90,10 @@ pub(crate) fn start(
         };
         let asking = Rc::new(SimNet { wires: Rc::clone(wires), me: id, spawner: spawner.clone() });
         let forgets = wires.sabotage == Some(Sabotage::EarlyForget);
-        let all_hold = move |number: SegmentNumber| {
+        let whether_all_hold = move |number: SegmentNumber| {
             let asking = Rc::clone(&asking);
-            let asked: std::pin::Pin<Box<dyn Future<Output = bool>>> =
-                Box::pin(async move { forgets || asking.all_hold(number).await });
+            let asked: Later =
+                Box::pin(async move { forgets || all_hold(asking.as_ref(), number).await });
             asked
         };
         Node {
@@ -107,7 +107,7 @@ pub(crate) fn start(
                 disk: disk.clone(),
                 store: Arc::clone(&store),
                 held: Some(Box::new(held)),
-                all_hold: Some(Box::new(all_hold)),
+                all_hold: Some(Box::new(whether_all_hold)),
                 row_first: wires.sabotage == Some(Sabotage::RowFirst),
             }),
             boot: wires.below(u64::MAX).to_string(),
