@@ -1,34 +1,32 @@
-//! Which segments changed lately, for followers that ask "since when?".
+//! What changed lately, for followers that ask "since when?".
 
 use std::collections::{BTreeSet, VecDeque};
 
-use crate::id::SegmentNumber;
-
-/// Changed segments that followers can still ask for; one that is further behind lists anew.
+/// Changes that followers can still ask for; one that is further behind lists anew.
 const CHANGES: usize = 65_536;
 
-/// A bounded list of changes, counted.
+/// A bounded list of what changed (segments, names), counted.
 #[derive(Debug)]
-pub(crate) struct Changes {
+pub struct Changes<T> {
     /// The mark after the last change. Starts at 1: a follower that has seen nothing says 0.
     end: u64,
-    recent: VecDeque<SegmentNumber>,
+    recent: VecDeque<T>,
 }
 
-impl Default for Changes {
+impl<T> Default for Changes<T> {
     fn default() -> Self {
         Self { end: 1, recent: VecDeque::new() }
     }
 }
 
-impl Changes {
-    /// A segment grew, was sealed, or came to be.
-    pub(crate) fn note(&mut self, number: SegmentNumber) {
-        if self.recent.back() != Some(&number) {
+impl<T: Copy + Ord> Changes<T> {
+    /// It changed, or came to be.
+    pub fn note(&mut self, changed: T) {
+        if self.recent.back() != Some(&changed) {
             if self.recent.len() == CHANGES {
                 self.recent.pop_front();
             }
-            self.recent.push_back(number);
+            self.recent.push_back(changed);
         }
         // Also when the entry stays: a follower that has seen it must see it again.
         self.end += 1;
@@ -36,7 +34,7 @@ impl Changes {
 
     /// What changed since the mark `seen`, and the mark now. `None` when that is not known any
     /// more, or never was.
-    pub(crate) fn since(&self, seen: u64) -> (u64, Option<BTreeSet<SegmentNumber>>) {
+    pub fn since(&self, seen: u64) -> (u64, Option<BTreeSet<T>>) {
         let behind = self.end.saturating_sub(seen);
         let forgotten = self.recent.len() == CHANGES && behind > CHANGES as u64;
         if seen == 0 || seen > self.end || forgotten {
@@ -50,6 +48,7 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::SegmentNumber;
 
     fn number(number: u64) -> SegmentNumber {
         SegmentNumber::new(number).expect("fits")

@@ -85,6 +85,16 @@ pub enum Error {
     /// The segment was compacted since its copy began.
     #[error("segment {0} was compacted meanwhile: its copy begins anew")]
     OtherGeneration(SegmentNumber),
+    /// A call on a data folder has not come back: its disk or its volume hangs.
+    #[error(
+        "{path} has not answered for {seconds} s: its disk, or the volume that is mounted there, hangs"
+    )]
+    Silent {
+        /// The data folder.
+        path: PathBuf,
+        /// For how long.
+        seconds: u64,
+    },
     /// No data folder takes new segments.
     #[error("no data folder takes uploads: {0}")]
     NoFolder(String),

@@ -27,12 +27,13 @@ mod store;
 pub mod upkeep;
 mod writer;
 
+pub use changes::Changes;
 pub use clock::{Clock, Version};
 pub use error::{Error, Result};
 pub use id::{ObjectId, SegmentNumber};
 pub use segment::{Located, Segment};
 pub use store::{
-    Barrier, FolderOptions, FolderState, Known, NumberSource, Recovery, Stocking, Store,
-    StoreOptions,
+    Barrier, FolderOptions, FolderState, Known, NumberSource, Place, Recovery, Stocking, Store,
+    StoreOptions, node_folder,
 };
 pub use writer::{Draft, Stored, Writer};

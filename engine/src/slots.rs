@@ -25,7 +25,7 @@ const WORDS: usize = ENTRY_BYTES / 8;
 pub enum SlotTable {
     /// Of an active segment: in memory, 1 MiB.
     Active(Box<[AtomicU64]>),
-    /// Of a sealed segment: the file, mapped.
+    /// Of a sealed segment: the file, mapped where it can be.
     Sealed(MappedTable),
 }
 
@@ -34,6 +34,8 @@ pub enum SlotTable {
 pub struct MappedTable {
     map: Map,
     slots: usize,
+    /// The file system maps nothing (a network volume), or not now: the words are a copy in memory.
+    is_copy: bool,
     /// Marks are written through it, not through the mapping: an error of the disk is an error here,
     /// and a signal there.
     file: DiskFile,
@@ -127,6 +129,9 @@ impl SlotTable {
                 // Also when it is set already: what an earlier life wrote and could not sync looks set,
                 // and would not be written again.
                 table.file.write_all_at(&[0xff], at)?;
+                if table.is_copy {
+                    table.words()[slot as usize * WORDS].fetch_or(DEAD, Ordering::AcqRel);
+                }
                 Ok((!entry.dead).then_some(entry))
             }
         }
@@ -207,14 +212,14 @@ impl SlotTable {
             let what = "checksum mismatch in the slot table";
             return Err(Error::damaged(&path, ENTRIES_AT as u64, what));
         }
-        let map = match file.map() {
-            Ok(map) => map,
+        let (map, is_copy) = match file.map() {
+            Ok(map) => (map, false),
             Err(_) => {
                 page.extend_from_slice(&entries);
-                Map::copied(&page)
+                (Map::copied(&page), true)
             }
         };
-        let table = Self::Sealed(MappedTable { map, slots, file });
+        let table = Self::Sealed(MappedTable { map, slots, is_copy, file });
         Ok(OpenedTable { table, header })
     }
 

@@ -1,7 +1,7 @@
 //! The seam: every byte of I/O and everything that is not determined (time, chance) goes through here.
 //!
-//! [`Disk`] and [`RawFile`] are the calls; [`real`] makes them on a file system, [`sim`] on a disk in
-//! memory that crashes. [`Volume`] and [`DiskFile`] are what the engine uses: the same calls, with the
+//! [`Disk`] and [`RawFile`] are the calls; [`real`] makes them on a file system, [`shared`] on a network volume,
+//! [`sim`] on a disk in memory that crashes. [`Volume`] and [`DiskFile`] are what the engine uses: the same calls, with the
 //! path in every error. Who makes them:
 //!
 //! * a shard writes and syncs through its own io_uring ([`ShardFile`]) and never waits;
@@ -13,6 +13,7 @@ mod pool;
 mod real;
 mod residency;
 mod shard_file;
+mod shared;
 pub mod sim;
 mod volume;
 
@@ -28,6 +29,7 @@ pub use map::Map;
 pub use pool::{DiskPool, Job, Queue};
 pub use real::RealDisk;
 pub use shard_file::{ShardFile, ShardReader};
+pub use shared::SharedDisk;
 pub use volume::{DiskFile, Volume, ZeroFill};
 
 /// Why a sync is made: what would be lost without it. Named in errors and metrics; the simulator

@@ -15,6 +15,9 @@ use crate::format::{FormatError, HEADER_BYTES};
 use crate::id::{ObjectId, SLOTS, SegmentNumber};
 use crate::slots::{SlotTable, record_bytes};
 
+/// The folder of a segment that is another node's: it is only read.
+pub(crate) const FOREIGN: u16 = u16::MAX;
+
 /// A segment that can be read. Shared by all shards; what changes in it are atomics.
 #[derive(Debug)]
 pub struct Segment {

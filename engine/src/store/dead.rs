@@ -39,6 +39,13 @@ pub(super) struct Deferred {
     saved: BTreeSet<ObjectId>,
 }
 
+impl Deferred {
+    /// It was marked where it lies.
+    pub(super) fn forget(&mut self, object: ObjectId) {
+        self.objects.remove(&object);
+    }
+}
+
 impl Store {
     /// The object lost its name: its slot is marked, a solo segment is unlinked. Readers that have
     /// it open go on. True when it had been alive. Blocking.

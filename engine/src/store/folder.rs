@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -47,6 +48,9 @@ pub(crate) struct Folder {
     free: AtomicU64,
     total: AtomicU64,
     failing: AtomicBool,
+    /// When a call was made that tells whether the disk answers; `None` when none is under way.
+    asked: Mutex<Option<Instant>>,
+    silent: AtomicBool,
     failed: Mutex<Option<String>>,
     recovered: AtomicBool,
     /// Subfolders whose entries were synced in this life: what an earlier one made without syncing it
@@ -64,6 +68,8 @@ impl Folder {
             free: AtomicU64::new(0),
             total: AtomicU64::new(0),
             failing: AtomicBool::new(false),
+            asked: Mutex::new(None),
+            silent: AtomicBool::new(false),
             failed: Mutex::new(None),
             recovered: AtomicBool::new(false),
             durable: Mutex::default(),
@@ -192,6 +198,41 @@ impl Folder {
     pub(crate) fn take_space(&self, bytes: u64) {
         let taken = |free: u64| Some(free.saturating_sub(bytes));
         let _ = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
+    }
+
+    /// Runs a call that tells whether the disk answers.
+    pub(crate) fn asking<T>(&self, call: impl FnOnce() -> T) -> T {
+        *self.asked.lock() = Some(Instant::now());
+        let answer = call();
+        *self.asked.lock() = None;
+        if self.silent.swap(false, Ordering::AcqRel) {
+            tracing::info!(folder = %self.path.display(), "data folder answers again");
+        }
+        answer
+    }
+
+    /// Looks whether the last such call takes longer than `patience`: the folder is silent then.
+    pub(crate) fn note_silence(&self, patience: Duration) {
+        let waited = self.asked.lock().map(|asked| asked.elapsed()).unwrap_or_default();
+        if waited >= patience && !self.silent.swap(true, Ordering::AcqRel) {
+            self.fail(&self.silence(waited));
+        }
+    }
+
+    /// Whether its disk answers.
+    ///
+    /// # Errors
+    /// [`Error::Silent`].
+    pub(crate) fn check_answers(&self) -> Result<()> {
+        if !self.silent.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let waited = self.asked.lock().map(|asked| asked.elapsed()).unwrap_or_default();
+        Err(self.silence(waited))
+    }
+
+    fn silence(&self, waited: Duration) -> Error {
+        Error::Silent { path: self.path.clone(), seconds: waited.as_secs() }
     }
 
     pub(crate) fn is_failed(&self) -> bool {

@@ -46,6 +46,11 @@ impl Handles {
         Some(use_it(segment))
     }
 
+    /// Every open segment's.
+    pub(crate) fn numbers(&self) -> Vec<SegmentNumber> {
+        self.open.read().keys().copied().collect()
+    }
+
     /// Adds a segment unless its number is there; gives the one that is there now.
     pub(crate) fn add(&self, segment: Segment) -> Arc<Segment> {
         let number = segment.number();

@@ -7,12 +7,14 @@ mod gone;
 mod handles;
 mod rebuild;
 mod settle;
+mod shared;
 mod stock;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -34,6 +36,8 @@ pub(crate) use folder::{Folder, Marker, list_segments};
 pub use folder::{FolderOptions, FolderState};
 use gone::Gone;
 use handles::Handles;
+use shared::Others;
+pub use shared::{Place, node_folder};
 use stock::Stock;
 pub use stock::Stocking;
 
@@ -48,6 +52,9 @@ pub type Barrier = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
 pub struct StoreOptions {
     /// The data folders: one a disk.
     pub folders: Vec<FolderOptions>,
+    /// The root of a volume that all nodes of the group mount; the one data folder is this node's on it
+    /// ([`node_folder`]). Segments in the others' are read, and never changed.
+    pub shared: Option<PathBuf>,
     /// The cluster's name, at most 64 bytes.
     pub cluster: String,
     /// The node's id.
@@ -91,6 +98,7 @@ impl StoreOptions {
             .collect();
         Self {
             folders,
+            shared: None,
             cluster: "reel".to_owned(),
             node: 1,
             group: 1,
@@ -155,6 +163,7 @@ pub struct Store {
     pool: DiskPool,
     behind: DiskPool,
     handles: Handles,
+    others: Option<Arc<Others>>,
     /// Every segment, and the folder it lies in.
     known: RwLock<BTreeMap<SegmentNumber, u16>>,
     /// Segments with a marker in `active/`.
@@ -177,7 +186,7 @@ pub struct Store {
     /// Segments worth compacting.
     candidates: Mutex<BTreeSet<SegmentNumber>>,
     stock: Stock,
-    changes: Mutex<Changes>,
+    changes: Mutex<Changes<SegmentNumber>>,
     grown: Signal,
 }
 
@@ -233,6 +242,10 @@ impl Store {
             pool,
             behind,
             handles: Handles::new(options.open_segments),
+            others: options.shared.clone().map(|root| {
+                let (volume, bound) = (first.volume.clone(), options.open_segments);
+                Arc::new(Others::new(root, options.node, volume, bound))
+            }),
             known: RwLock::new(known),
             marked: Mutex::default(),
             own_copies: Mutex::default(),
@@ -292,15 +305,30 @@ impl Store {
     pub fn refresh_space(self: &Arc<Self>) {
         for (index, folder) in self.folders.iter().enumerate() {
             if folder.is_failed() {
-                if self.reopen(index as u16).is_ok() {
+                if folder.asking(|| self.reopen(index as u16)).is_ok() {
                     folder.recovered();
                 }
-            } else if let Err(error) = folder.refresh_space() {
+            } else if let Err(error) = folder.asking(|| folder.refresh_space()) {
                 folder.fail(&error);
             } else {
                 self.release_stock(index as u16);
             }
         }
+    }
+
+    /// To be called while [`Store::refresh_space`] has not come back: a folder that lets it wait for longer than
+    /// `patience` is silent. It takes no segments, and what lies there is not waited for.
+    pub fn note_silence(&self, patience: Duration) {
+        self.folders.iter().for_each(|folder| folder.note_silence(patience));
+    }
+
+    /// Whether the disk answers that a segment lies on; another node's lies on the volume of the first folder.
+    ///
+    /// # Errors
+    /// [`Error::Silent`].
+    pub fn check_answers(&self, segment: &Segment) -> Result<()> {
+        let folder = self.folders.get(segment.folder() as usize).or(self.folders.first());
+        folder.map_or(Ok(()), Folder::check_answers)
     }
 
     /// Takes a folder that had failed back into use, if its disk works.
@@ -389,6 +417,9 @@ impl Store {
     pub async fn segment(self: &Arc<Self>, number: SegmentNumber) -> Result<Arc<Segment>> {
         if let Some(segment) = self.loaded(number) {
             return Ok(segment);
+        }
+        if let Some(index) = self.folder_of(number) {
+            self.folder(index).check_answers()?;
         }
         let store = Arc::clone(self);
         self.pool.run(move || store.segment_blocking(number)).await

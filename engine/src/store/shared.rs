@@ -1,0 +1,398 @@
+//! A volume that all nodes of a group mount: each node writes the folder of its own, and reads the others'.
+//!
+//! A sealed segment of another node is opened where it lies. One that is being written has its table in that node's
+//! memory, so that node is asked ([`Place::At`]); when it is dead, the segment is scanned ([`Store::scan_unfinished`]).
+//! What is dead in another node's segments is that node's to mark: it is kept with what could not be marked here yet
+//! (`dead`), until that node has it durably.
+
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Store;
+use super::handles::Handles;
+use crate::disk::Volume;
+use crate::error::{Error, Result};
+use crate::format::segment_header::SegmentKind;
+use crate::id::{ObjectId, SegmentNumber};
+use crate::segment::open::{self, Opened};
+use crate::segment::scan::{Trust, scan_packed};
+use crate::segment::{FOREIGN, Segment};
+
+/// Between listings of the volume's root for folders of new nodes.
+const LIST: Duration = Duration::from_secs(1);
+/// Segments of dead nodes whose scan is kept, 1 MiB each.
+const SCANS: usize = 16;
+/// A scan that lacks an object is made anew after so long: its node may live after all, and go on.
+const SCAN_AGE: Duration = Duration::from_secs(1);
+
+/// The folder of a node on its group's volume.
+pub fn node_folder(root: &Path, node: u32) -> PathBuf {
+    root.join(format!("node-{node}"))
+}
+
+/// Where a segment of the group is.
+#[derive(Debug)]
+pub enum Place {
+    /// In a folder that can be read.
+    Here(Arc<Segment>),
+    /// This node is writing it (or its table is damaged): it can tell.
+    At(u32),
+    /// In no folder.
+    Nowhere,
+}
+
+/// The folders of the other nodes.
+#[derive(Debug)]
+pub(crate) struct Others {
+    root: PathBuf,
+    own: u32,
+    volume: Volume,
+    listed: Mutex<Listing>,
+    open: Handles,
+    scans: Mutex<Vec<(Instant, Arc<Segment>)>>,
+}
+
+#[derive(Debug, Default)]
+struct Listing {
+    at: Option<Instant>,
+    /// The one where a segment was found last comes first.
+    folders: Vec<(u32, PathBuf)>,
+}
+
+impl Others {
+    pub(super) fn new(root: PathBuf, own: u32, volume: Volume, bound: usize) -> Self {
+        Self {
+            root,
+            own,
+            volume,
+            listed: Mutex::default(),
+            open: Handles::new(bound),
+            scans: Mutex::default(),
+        }
+    }
+
+    /// The folders known, listed anew now and then. `anew`: something was not found in those.
+    fn folders(&self, anew: bool) -> Result<Vec<(u32, PathBuf)>> {
+        let due = {
+            let listed = self.listed.lock();
+            listed.at.is_none_or(|at| anew && at.elapsed() >= LIST)
+        };
+        if due {
+            let found = self.volume.list(&self.root)?;
+            let mut listed = self.listed.lock();
+            listed.at = Some(Instant::now());
+            for entry in found {
+                let node = entry.name.strip_prefix("node-").and_then(|node| node.parse().ok());
+                let Some(node) = node.filter(|node| entry.is_dir && *node != self.own) else {
+                    continue;
+                };
+                if listed.folders.iter().all(|(known, _)| *known != node) {
+                    listed.folders.push((node, node_folder(&self.root, node)));
+                }
+            }
+        }
+        Ok(self.listed.lock().folders.clone())
+    }
+
+    fn found_at(&self, node: u32) {
+        let mut listed = self.listed.lock();
+        if let Some(at) = listed.folders.iter().position(|(known, _)| *known == node) {
+            listed.folders.swap(0, at);
+        }
+    }
+
+    /// Opens a segment in whichever folder has it. `Err` when a folder could not be looked into and no other has it.
+    fn look(&self, number: SegmentNumber, anew: bool) -> Result<Place> {
+        let mut failure = None;
+        for (node, folder) in self.folders(anew)? {
+            let opened = open::open(&self.volume, FOREIGN, &folder.join(number.path()), number);
+            match opened {
+                Ok(Opened::Ready(segment)) => {
+                    self.found_at(node);
+                    return Ok(Place::Here(self.open.add(segment)));
+                }
+                // Its node has the table; or is writing the two pages that make it visible.
+                Ok(Opened::NoTable { .. }) | Err(Error::Damaged { .. }) => {
+                    return Ok(Place::At(node));
+                }
+                Err(Error::NoSegment(_)) => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        failure.map_or(Ok(Place::Nowhere), Err)
+    }
+
+    fn find(&self, number: SegmentNumber) -> Result<Place> {
+        if let Some(segment) = self.open.get(number) {
+            return Ok(Place::Here(segment));
+        }
+        match self.look(number, false)? {
+            Place::Nowhere => self.look(number, true),
+            place => Ok(place),
+        }
+    }
+
+    /// A segment that was not sealed, as far as its records go.
+    fn scan(&self, number: SegmentNumber) -> Result<Option<Arc<Segment>>> {
+        for (_, folder) in self.folders(false)? {
+            let path = folder.join(number.path());
+            let file = match self.volume.open_read(&path) {
+                Err(error) if error.is_missing() => continue,
+                file => file?,
+            };
+            let header = open::read_header(&file, number)?;
+            if header.kind == SegmentKind::Solo {
+                return Ok(None);
+            }
+            let (table, scan) = scan_packed(&file, &header, file.len()?, Trust::Active)?;
+            let content = Segment::packed(table);
+            let segment = Segment::new(header, FOREIGN, file, content, scan.end, true);
+            return Ok(Some(Arc::new(segment)));
+        }
+        Ok(None)
+    }
+
+    /// [`Others::scan`], which reads the whole file, not more often than needed.
+    fn scanned(&self, object: ObjectId) -> Result<Option<Arc<Segment>>> {
+        let number = object.segment();
+        // Held meanwhile: many readers of one segment wait for one scan.
+        let mut scans = self.scans.lock();
+        if let Some(at) = scans.iter().position(|(_, segment)| segment.number() == number) {
+            let (when, segment) = &scans[at];
+            if segment.locate(object.slot()).is_some() || when.elapsed() < SCAN_AGE {
+                return Ok(Some(Arc::clone(segment)));
+            }
+            scans.remove(at).1.retire();
+        }
+        let Some(segment) = self.scan(number)? else { return Ok(None) };
+        if scans.len() == SCANS {
+            scans.remove(0).1.retire();
+        }
+        scans.push((Instant::now(), Arc::clone(&segment)));
+        Ok(Some(segment))
+    }
+
+    fn forget(&self, number: SegmentNumber) {
+        self.open.remove(number);
+        self.scans.lock().retain(|(_, segment)| {
+            let keep = segment.number() != number;
+            if !keep {
+                segment.retire();
+            }
+            keep
+        });
+    }
+}
+
+impl Store {
+    /// Where a segment is: in this node's folders, or in another's on the group's volume.
+    ///
+    /// # Errors
+    /// Those of [`Store::segment`], but not that it is nowhere.
+    pub async fn find(self: &Arc<Self>, number: SegmentNumber) -> Result<Place> {
+        match self.segment(number).await {
+            Ok(segment) => return Ok(Place::Here(segment)),
+            Err(Error::NoSegment(_)) => {}
+            Err(error) => return Err(error),
+        }
+        let Some(others) = self.others.clone() else { return Ok(Place::Nowhere) };
+        if let Some(segment) = others.open.get(number) {
+            return Ok(Place::Here(segment));
+        }
+        self.volume_answers()?;
+        self.pool().run(move || others.find(number)).await
+    }
+
+    /// The segment of an object whose node died before it was sealed, as far as its records go. `None`: it is in no folder, or
+    /// holds a large upload that was not complete.
+    pub async fn scan_unfinished(
+        self: &Arc<Self>,
+        object: ObjectId,
+    ) -> Result<Option<Arc<Segment>>> {
+        let Some(others) = self.others.clone() else { return Ok(None) };
+        self.volume_answers()?;
+        self.pool().run(move || others.scanned(object)).await
+    }
+
+    fn volume_answers(&self) -> Result<()> {
+        self.folders.first().map_or(Ok(()), |folder| folder.check_answers())
+    }
+
+    /// Another node has changed these: they are opened anew when they are asked for.
+    pub fn forget_foreign(&self, numbers: impl IntoIterator<Item = SegmentNumber>) {
+        let Some(others) = &self.others else { return };
+        for number in numbers {
+            others.forget(number);
+        }
+    }
+
+    /// Another node has begun a new life, or has changed more than it remembers.
+    pub fn forget_all_foreign(&self) {
+        let Some(others) = &self.others else { return };
+        for number in others.open.numbers() {
+            others.open.remove(number);
+        }
+        others.scans.lock().drain(..).for_each(|(_, segment)| segment.retire());
+    }
+
+    /// Dead objects that are not this node's to mark, above `after` in order: at most `limit`.
+    pub fn foreign_dead(&self, after: Option<ObjectId>, limit: usize) -> Vec<ObjectId> {
+        let pending = self.pending_dead.lock();
+        let known = self.known.read();
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Excluded(after.segment()));
+        // What is above in the segment of `after` itself.
+        let rest = after.and_then(|after| Some((after, pending.get(&after.segment())?)));
+        let rest = rest.into_iter().flat_map(|(after, slots)| {
+            let above = (Bound::Excluded(after.slot()), Bound::Unbounded);
+            slots.range(above).map(move |slot| after.segment().object(*slot))
+        });
+        let foreign = pending
+            .range((from, Bound::Unbounded))
+            .filter(|(number, _)| !known.contains_key(number));
+        let objects =
+            foreign.flat_map(|(number, slots)| slots.iter().map(|slot| number.object(*slot)));
+        rest.chain(objects).take(limit).collect()
+    }
+
+    /// Marks what others know to be dead; gives those that are this node's, durably marked. Blocking.
+    ///
+    /// # Errors
+    /// The marks could not be made durable; they are to be said again.
+    pub fn take_dead(&self, objects: Vec<ObjectId>) -> Result<Vec<ObjectId>> {
+        let own = |object: &ObjectId| self.has(object.segment()) || self.is_gone(object.segment());
+        let own: Vec<ObjectId> = objects.into_iter().filter(own).collect();
+        if !own.is_empty() {
+            self.kill_all(own.iter().copied().filter(|object| self.has(object.segment())));
+            self.flush_dead()?;
+        }
+        Ok(own)
+    }
+
+    /// The nodes whose they are have marked them, or no node has them: they are not said again.
+    pub fn forget_dead(&self, objects: &[ObjectId]) {
+        let mut deferred = self.deferred.lock();
+        let mut pending = self.pending_dead.lock();
+        for object in objects {
+            deferred.forget(*object);
+            if let Some(slots) = pending.get_mut(&object.segment()) {
+                slots.remove(&object.slot());
+                if slots.is_empty() {
+                    pending.remove(&object.segment());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::disk::SharedDisk;
+    use crate::store::{FolderOptions, StoreOptions};
+
+    fn open(root: &Path, node: u32, first: u64) -> Arc<Store> {
+        let next = AtomicU64::new(first);
+        let numbers = Arc::new(move || SegmentNumber::new(next.fetch_add(1, Ordering::Relaxed)));
+        let path = node_folder(root, node);
+        let options = StoreOptions {
+            node,
+            folders: vec![FolderOptions { path, disk: Arc::new(SharedDisk) }],
+            shared: Some(root.to_owned()),
+            prewrite_bytes: 0,
+            ..StoreOptions::new([], numbers)
+        };
+        Store::open(options).expect("opens").0
+    }
+
+    /// A segment of one object, as an upload makes it; sealed when its writer stops in order.
+    fn put(store: &Arc<Store>, payload: &'static [u8], in_order: bool) -> ObjectId {
+        let runtime = || {
+            monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
+                .enable_timer()
+                .build()
+                .expect("a runtime")
+        };
+        let store = Arc::clone(store);
+        runtime().block_on(async move {
+            let writer = crate::Writer::new(Arc::clone(&store));
+            let running = monoio::spawn(writer.clone().run());
+            let draft = crate::Draft {
+                kind: crate::format::record::RecordKind::Object,
+                user: "ann".into(),
+                name: "a".into(),
+                content_type: String::new(),
+                version: store.clock().next(),
+                modified_ms: 1,
+                target: None,
+                payload_crc: crc32fast::hash(payload),
+                payload: Bytes::from_static(payload),
+            };
+            let stored = writer.put(draft).await.expect("stored");
+            store.settled(&stored.segment);
+            if in_order {
+                writer.stop();
+                running.await;
+            }
+            stored.object
+        })
+    }
+
+    fn find(store: &Arc<Store>, number: SegmentNumber) -> Place {
+        let others = store.others.clone().expect("shared");
+        others.find(number).expect("looked")
+    }
+
+    #[test]
+    fn a_node_reads_what_another_has_sealed_and_scans_what_a_dead_one_left() {
+        let dir = tempfile::tempdir().expect("temp folder");
+        let (one, two) = (open(dir.path(), 1, 10), open(dir.path(), 2, 1000));
+        let object = put(&one, b"frames", false);
+        let number = object.segment();
+        assert!(matches!(find(&two, number), Place::At(1)), "it is being written");
+        let scanned = two.others.clone().expect("shared").scanned(object).expect("read");
+        let located = scanned.expect("there").locate(object.slot()).expect("found");
+        assert_eq!(located.length, 6);
+        let object = put(&one, b"frames", true);
+        let number = object.segment();
+        let Place::Here(found) = find(&two, number) else { panic!("not found") };
+        let located = found.locate(object.slot()).expect("found");
+        let mut bytes = [0; 6];
+        found.file().read_exact_at(&mut bytes, located.offset).expect("read");
+        assert_eq!(&bytes, b"frames");
+        assert!(!two.has(number), "it is not this node's own");
+        assert!(matches!(find(&two, SegmentNumber::new(77).expect("fits")), Place::Nowhere));
+    }
+
+    #[test]
+    fn what_is_dead_in_anothers_segment_is_kept_until_that_node_has_it() {
+        let dir = tempfile::tempdir().expect("temp folder");
+        let (one, two) = (open(dir.path(), 1, 10), open(dir.path(), 2, 1000));
+        let object = put(&one, b"frames", true);
+        two.kill(object).expect("noted");
+        two.flush_dead().expect("written down");
+        drop(two);
+        let two = open(dir.path(), 2, 2000);
+        assert_eq!(two.foreign_dead(None, 10), [object], "also by its next life");
+        assert_eq!(two.foreign_dead(Some(object), 10), []);
+        let lost = SegmentNumber::new(77).expect("fits").object(3);
+        let taken = one.take_dead(vec![object, lost]).expect("marked");
+        assert_eq!(taken, [object]);
+        let segment = one.segment_blocking(object.segment()).expect("open");
+        assert_eq!(segment.locate(object.slot()), None, "dead");
+        two.forget_dead(&taken);
+        two.flush_dead().expect("written down");
+        drop(two);
+        assert!(open(dir.path(), 2, 3000).foreign_dead(None, 10).is_empty());
+        drop((one, segment));
+        let one = open(dir.path(), 1, 20);
+        let segment = one.segment_blocking(object.segment()).expect("open");
+        assert_eq!(segment.locate(object.slot()), None, "still dead");
+    }
+}
