@@ -138,6 +138,10 @@ pub struct UpArgs {
     /// How many nodes of a group hold an upload before it is answered
     #[arg(long, default_value = "1", value_name = "N", value_parser = ["1", "2", "all"])]
     pub ack: String,
+    /// A mounted volume that keeps the copies instead of the nodes (replication = "shared"): files lie in
+    /// MOUNT/group-N
+    #[arg(long, value_name = "MOUNT", conflicts_with = "ack")]
+    pub shared: Option<PathBuf>,
     /// Shards of each storage node and HTTP server; one a core when left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub shards: Option<u32>,

@@ -62,6 +62,7 @@ impl From<Error> for Problem {
         match error {
             Error::NoSpace { .. } => Self::new(507, "no_space", message),
             Error::NoFolder(_) => Self::new(503, "no_folder", message),
+            Error::Silent { .. } => Self::new(503, "disk_silent", message),
             Error::NoNumbers => Self::new(503, "no_segment_numbers", message),
             Error::OtherGeneration(_) => Self::new(409, "other_generation", message),
             Error::Busy(_) => Self::new(503, "busy", message),

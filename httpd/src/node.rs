@@ -10,15 +10,16 @@ use reel_control::agent::{self, AgentOptions, LeasePool, NodeStatus, Peers};
 use reel_control::api::{Groups, NodeInfo, NodeState};
 use reel_control::catalog::{CatalogHandle, barrier, run_batches};
 use reel_control::client::{ClientError, Trackers};
-use reel_control::config::{AccessLogConfig, HttpConfig, StorageConfig};
+use reel_control::config::{AccessLogConfig, HttpConfig, Replication, StorageConfig};
+use reel_engine::disk::{DiskPool, SharedDisk};
 use reel_engine::follow::{Acks, Copying};
 use reel_engine::upkeep::{Finding, Upkeep, UpkeepOptions};
-use reel_engine::{Recovery, SegmentNumber, Store, StoreOptions};
+use reel_engine::{FolderOptions, Recovery, SegmentNumber, Store, StoreOptions, node_folder};
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
 use crate::gateway::{Gateway, GatewayShard};
-use crate::replicate::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers};
+use crate::replicate::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers, run_shared};
 use crate::shard::{self, Stop};
 use crate::side::Side;
 use crate::storage::{
@@ -29,6 +30,10 @@ use crate::storage::{
 const REPAIRS: usize = 1024;
 /// Between looks at the free space.
 const SPACE: Duration = Duration::from_millis(500);
+/// A data folder that lets a look at its free space wait for longer is silent.
+const DISK_PATIENCE: Duration = Duration::from_secs(3);
+/// Threads for blocking calls on a shared volume, where each waits for the network.
+const SHARED_THREADS: usize = 16;
 /// Between looks whether a gateway could serve.
 const REACH: Duration = Duration::from_millis(250);
 /// How long the last beat may take.
@@ -144,7 +149,10 @@ pub fn run_storage(
     handle.spawn(watch(Arc::clone(&status), Arc::clone(&store), Arc::clone(&hurry)));
     let boot = format!("{:x}", boot());
     let node = Arc::new(Node {
-        epochs: Epochs::new(),
+        epochs: match config.replication {
+            Replication::Pull => Epochs::new(),
+            Replication::Shared => Epochs::telling(),
+        },
         acks: Acks::default(),
         following: Following::new(),
         copying: Copying::default(),
@@ -211,6 +219,7 @@ fn start_upkeep(
     asks: tokio::sync::mpsc::Sender<HoldQuestion>,
 ) -> Result<Upkeep, RunError> {
     let config = &node.config.upkeep;
+    let is_shared = node.config.replication == Replication::Shared;
     let options = UpkeepOptions {
         share: f64::from(config.share) / 100.0,
         scrub_every: config.scrub_every.0,
@@ -220,6 +229,10 @@ fn start_upkeep(
             }
         })),
         all_hold: Some(Arc::new(move |number| {
+            if is_shared {
+                // What is dead at others is kept until they have marked it, whatever becomes of its tombstone.
+                return true;
+            }
             let (answer, answered) = std::sync::mpsc::sync_channel(1);
             let asked = asks.try_send(HoldQuestion { number, answer });
             asked.is_ok() && answered.recv_timeout(HOLD_WAIT).unwrap_or(false)
@@ -238,18 +251,30 @@ fn open_store(
     let started = std::time::Instant::now();
     let folders = config.data.paths();
     let numbers = Arc::new(move || numbers.next().and_then(SegmentNumber::new));
+    let mut options = StoreOptions::new(folders.iter().cloned(), numbers);
+    if let (Replication::Shared, [root]) = (config.replication, folders) {
+        let path = node_folder(root, config.id);
+        let pool = DiskPool::start(SHARED_THREADS).map_err(io("start disk threads"))?;
+        options = StoreOptions {
+            folders: vec![FolderOptions { path, disk: Arc::new(SharedDisk) }],
+            shared: Some(root.clone()),
+            pool: Some(pool),
+            ..options
+        };
+    }
     let (store, recovery) = Store::open(StoreOptions {
         cluster: common.cluster.clone(),
         node: config.id,
         group: config.group,
         segment_bytes: config.segment_bytes.0,
-        prewrite_bytes: config.prewrite.0,
+        // Zeros would go over the network, and to each copy.
+        prewrite_bytes: if options.shared.is_some() { 0 } else { config.prewrite.0 },
         reserve_bytes: config.reserve.0,
         open_segments: config.open_segments,
         barrier: Arc::new(barrier(catalog_url)),
         compact_dead_percent: u64::from(config.upkeep.compact_dead),
         tombstone_keep_ms: config.upkeep.tombstone_keep.0.as_millis() as u64,
-        ..StoreOptions::new(folders.iter().cloned(), numbers)
+        ..options
     })?;
     tracing::info!(
         folders = ?folders, segments = store.segment_count(), recovered = recovery.offer.len(),
@@ -288,6 +313,7 @@ fn node_status(
 /// Looks at the free space, hurries a beat when the state changed, folds metrics. For ever.
 async fn watch(status: Arc<NodeStatus>, store: Arc<Store>, hurry: Arc<Notify>) {
     let mut last = (status.state(), 0u32);
+    let mut look = None;
     loop {
         tokio::time::sleep(SPACE / 10).await;
         last.1 += 1;
@@ -298,12 +324,20 @@ async fn watch(status: Arc<NodeStatus>, store: Arc<Store>, hurry: Arc<Notify>) {
         if last.1.is_multiple_of(10) {
             // statvfs may wait for a disk: not on this thread.
             let looked = Arc::clone(&store);
-            let look = store.pool().run(move || {
-                looked.refresh_space();
-                Ok(())
+            let looking = look.get_or_insert_with(|| {
+                store.pool().run(move || {
+                    looked.refresh_space();
+                    Ok(())
+                })
             });
-            if let Err(error) = look.await {
-                tracing::error!(%error, "free space is not known");
+            match tokio::time::timeout(SPACE, looking).await {
+                Ok(answer) => {
+                    look = None;
+                    if let Err(error) = answer {
+                        tracing::error!(%error, "free space is not known");
+                    }
+                }
+                Err(_) => store.note_silence(DISK_PATIENCE),
             }
             let free = store.space().0;
             status.free.store(free.saturating_sub(store.reserve_bytes()), Ordering::Relaxed);
@@ -363,7 +397,11 @@ fn storage_shard(
         monoio::spawn(shard.stage.clone().run());
         if let Some(FirstShard { offer, damaged, questions }) = first {
             monoio::spawn(ask_holders(Rc::clone(&shard), questions));
-            monoio::spawn(run_followers(Rc::clone(&shard), stop.clone()));
+            if shard.is_shared() {
+                monoio::spawn(run_shared(Rc::clone(&shard), stop.clone()));
+            } else {
+                monoio::spawn(run_followers(Rc::clone(&shard), stop.clone()));
+            }
             monoio::spawn(offer_again(Rc::clone(&shard), offer));
             monoio::spawn(repair_damaged(Rc::clone(&shard), damaged));
             monoio::spawn(run_sweeps(Rc::clone(&shard)));

@@ -88,13 +88,20 @@ impl Plan {
             Some(url) => url.clone(),
             None => format!("sqlite:{}", data.join("catalog.db").display()),
         };
-        let common = Common {
-            trackers: of("tracker"),
-            id_servers: of("id"),
-            catalog,
-            ack: args.ack.clone(),
-            shards: args.shards,
-        };
+        let common =
+            Common {
+                trackers: of("tracker"),
+                id_servers: of("id"),
+                catalog,
+                ack: args.ack.clone(),
+                shared: match &args.shared {
+                    Some(mount) => Some(std::path::absolute(mount).map_err(|error| {
+                        Failure::failed(format!("{}: {error}", mount.display()))
+                    })?),
+                    None => None,
+                },
+                shards: args.shards,
+            };
         let processes = names
             .into_iter()
             .map(|(role, name, address, place)| {
@@ -177,6 +184,8 @@ struct Common {
     id_servers: Vec<String>,
     catalog: String,
     ack: String,
+    /// The volume that keeps the copies.
+    shared: Option<PathBuf>,
     shards: Option<u32>,
 }
 
@@ -196,9 +205,13 @@ impl Common {
         if role == "storage" {
             let (group, replica) = place;
             let ack = if self.ack == "all" { "\"all\"".to_owned() } else { self.ack.clone() };
+            let (data, replication) = match &self.shared {
+                Some(mount) => (mount.join(format!("group-{group}")), "shared"),
+                None => (data.to_owned(), "pull"),
+            };
             let _ = write!(
                 text,
-                "id = {}\nname = \"{name}\"\ngroup = {group}\ndata = {data:?}\nack = {ack}\n",
+                "id = {}\nname = \"{name}\"\ngroup = {group}\ndata = {data:?}\nreplication = \"{replication}\"\nack = {ack}\n",
                 group * 100 + replica
             );
         }

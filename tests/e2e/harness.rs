@@ -134,12 +134,44 @@ pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// Mounts of a volume that keeps the copies (REEL_TEST_SHARED, separated by `:`): storage nodes run on it then, each on
+/// one of them. `tuning/glusterfs/e2e.py` makes such a volume and runs the suite there.
+pub fn shared_mounts() -> Option<Vec<PathBuf>> {
+    let mounts = std::env::var_os("REEL_TEST_SHARED")?;
+    Some(std::env::split_paths(&mounts).collect())
+}
+
+/// Whether a test can run: some are about copies that the nodes themselves keep, which there are none of on a shared
+/// volume. They say so and are skipped there.
+pub fn nodes_keep_copies(test: &str) -> bool {
+    let own = shared_mounts().is_none();
+    if !own {
+        eprintln!("skipped: {test} is about replication = \"pull\"");
+    }
+    own
+}
+
 /// A cluster by `reel up`. Stopped when dropped.
 pub struct Up {
     child: Child,
     pub dir: PathBuf,
     /// The lines it printed until it was ready.
     pub lines: Vec<String>,
+}
+
+/// Places the files of `reel up` on the shared volume, when there is one.
+fn shared_arguments(dir: &Path, arguments: &[&str]) -> Vec<std::ffi::OsString> {
+    match shared_mounts() {
+        Some(mounts) if !arguments.contains(&"--ack") => {
+            vec!["--shared".into(), mounts[0].join(unique(dir)).into()]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A name for what belongs to a folder.
+fn unique(dir: &Path) -> String {
+    dir.display().to_string().trim_matches('/').replace('/', "-")
 }
 
 /// A process of `up.json`.
@@ -158,6 +190,7 @@ impl Up {
             .args(["up", "--http", "127.0.0.1:0", "--data"])
             .arg(dir)
             .args(arguments)
+            .args(shared_arguments(dir, arguments))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -360,13 +393,27 @@ impl Base {
 
     /// A storage node's configuration; `more` goes into its section.
     pub fn storage_config(&self, id: u32, folder: &str, more: &str) -> String {
+        let mut data = self.dir.path().join(folder);
+        let mut replication = "pull";
+        if let Some(mounts) = shared_mounts()
+            && !more.contains("ack")
+        {
+            replication = "shared";
+            let volume = mounts[id as usize % mounts.len()].join(unique(self.dir.path()));
+            let own = volume.join(format!("node-{id}"));
+            std::fs::create_dir_all(&own).unwrap();
+            // A test finds the node's folder where it expects it.
+            let _ = std::os::unix::fs::symlink(own, &data);
+            data = volume;
+        }
         format!(
             "trackers = [\"{}\"]\nid_servers = [\"{}\"]\ncatalog = \"sqlite:{}\"\nbeat = \"200 ms\"\n\
-             [storage]\nid = {id}\ngroup = 1\nlisten = \"127.0.0.1:0\"\nshards = 2\ndata = \"{}\"\n{more}\n",
+             [storage]\nid = {id}\ngroup = 1\nlisten = \"127.0.0.1:0\"\nshards = 2\ndata = \"{}\"\n\
+             replication = \"{replication}\"\n{more}\n",
             self.tracker.address,
             self.id.address,
             self.dir.path().join("catalog.db").display(),
-            self.dir.path().join(folder).display(),
+            data.display(),
         )
     }
 

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 
+from gluster import Volume
 from hosts import NETWORK, run, say, until
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -89,9 +90,11 @@ class Member:
 class Cluster:
     """Trackers, ID servers, groups of storage nodes, PostgreSQL, HTTP servers (behind Keepalived when it is there)."""
 
-    def __init__(self, lab, trackers=3, ids=2, groups=2, nodes=3, https=2, ack="2", disk_mib=1024, virtual=True, storage="", prewrite="32 MiB", segment="16 MiB"):
+    def __init__(self, lab, trackers=3, ids=2, groups=2, nodes=3, https=2, ack="2", disk_mib=1024, virtual=True, storage="", prewrite="32 MiB", segment="16 MiB", shared=False):
         self.lab, self.members = lab, {}
         self.virtual = virtual
+        # The volume of each group whose copies GlusterFS keeps.
+        self.shared, self.volumes = shared, {}
         self.addresses = {
             "trackers": [f"{NETWORK}.{11 + at}" for at in range(trackers)],
             "ids": [f"{NETWORK}.{21 + at}" for at in range(ids)],
@@ -108,6 +111,9 @@ class Cluster:
         for member in list(self.members.values()):
             until(f"{member.host.name} is well", member.is_well)
         for group in range(1, groups + 1):
+            if shared:
+                hosts = [self.host_of(group, node) for node in range(1, nodes + 1)]
+                self.volumes[group] = Volume(hosts, tuned=True)
             for node in range(1, nodes + 1):
                 self.add_node(group, node)
         for at, address in enumerate(self.addresses["http"]):
@@ -140,23 +146,30 @@ class Cluster:
         self.members[name] = member
         return member
 
+    def host_of(self, group, node):
+        name = f"node-{group}-{node}"
+        return self.lab.hosts.get(name) or self.lab.host(name, 40 + group * 10 + node)
+
     def add_node(self, group, node):
-        name, number = f"node-{group}-{node}", 40 + group * 10 + node
-        host = self.lab.host(name, number)
-        folder = host.disk(self.disk_mib)
+        host = self.host_of(group, node)
+        if self.shared:
+            data, how = self.volumes[group].mount[host.name], 'replication = "shared"'
+        else:
+            data = host.disk(self.disk_mib) / "data"
+            how = f"ack = {self.ack if self.ack.isdigit() else json.dumps(self.ack)}"
         section = f"""[storage]
 id = {group * 100 + node}
 group = {group}
 shards = 1
 listen = "{host.address}:{STORAGE_PORT}"
-data = "{folder}/data"
-ack = {self.ack if self.ack.isdigit() else f'"{self.ack}"'}
+data = "{data}"
+{how}
 reserve = "32 MiB"
 prewrite = "{self.prewrite}"
 segment_bytes = "{self.segment}"
 {self.more}
 """
-        return self.role("storage", name, number, STORAGE_PORT, section, group)
+        return self.role("storage", host.name, 40 + group * 10 + node, STORAGE_PORT, section, group)
 
     def of(self, kind, group=None):
         return [member for member in self.members.values() if member.kind == kind and group in (None, member.group)]
@@ -231,4 +244,6 @@ segment_bytes = "{self.segment}"
         """Whether every node of a group that is to run is active and lacks nothing."""
         views = self.nodes()
         names = [member.host.name for member in self.of("storage", group) if member.wanted]
+        if group in self.volumes and not self.volumes[group].is_healed():
+            return False
         return all(name in views and views[name]["state"] == "active" and views[name]["lag"] == 0 for name in names)

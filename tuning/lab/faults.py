@@ -7,6 +7,7 @@ import http.client
 import json
 import pathlib
 import random
+import signal
 import socket
 import statistics
 import sys
@@ -25,6 +26,9 @@ SILENCE = 0.7
 PATIENCE = 10.0
 TIMEOUT = 5.0
 SMALL, LARGE = 60_000, 3_000_000
+# Of storage nodes. A disk of a shared volume that is wiped or full is the volume's to survive.
+FAULTS = ["kill", "freeze", "cut", "wipe", "fill"]
+SHARED_FAULTS = ["kill", "freeze", "cut", "brick", "hang"]
 
 
 class Client:
@@ -213,6 +217,20 @@ class Run:
         time.sleep(self.random.uniform(3, 6))
         member.host.run("rm", "-f", full)
 
+    def fault_brick(self, member):
+        """The volume's server there dies, and is started again."""
+        volume = self.cluster.volumes[member.group]
+        volume.kill_brick(member.host)
+        time.sleep(self.random.uniform(1, 6))
+        volume.start_brick(member.host)
+
+    def fault_hang(self, member):
+        """The mount there answers no call."""
+        volume = self.cluster.volumes[member.group]
+        volume.signal_mount(member.host, signal.SIGSTOP)
+        time.sleep(self.random.uniform(1, 8))
+        volume.signal_mount(member.host, signal.SIGCONT)
+
     def fault_postgres(self, _member):
         self.cluster.restart_postgres()
 
@@ -246,7 +264,7 @@ class Run:
             part = self.random.choice(nodes if nodes and self.random.random() < 0.5 else free)
             if part.startswith("group"):
                 member = self.random.choice([member for member in self.cluster.of("storage", parts[part]) if member.wanted])
-                kind = self.random.choice(["kill", "freeze", "cut", "wipe", "fill"])
+                kind = self.random.choice(SHARED_FAULTS if self.cluster.shared else FAULTS)
             elif part == "postgres":
                 member, kind = None, "postgres"
             else:
@@ -287,7 +305,7 @@ class Run:
                     self.bad(f"at rest, {member.host.name}: {wrong}")
                 answers[member.host.name] = (status, body)
                 checked += 1
-                if status == 200:
+                if status == 200 and not self.cluster.shared:
                     # Not only by asking its peers: each node holds it itself.
                     object = client[member.host.name].etag.strip('"').split("-")[0]
                     status, _ = client[member.host.name].once("GET", f"/-/v1/objects/{object}")
@@ -308,15 +326,17 @@ def main():
     parser.add_argument("--names", type=int, default=100, help="names of each writer")
     parser.add_argument("--no-virtual", action="store_true", help="without Keepalived: clients know all HTTP servers")
     parser.add_argument("--dead", action="store_true", help="one node of each group is dead all the time")
+    parser.add_argument("--shared", action="store_true", help='one group of 3 nodes on a GlusterFS volume, replica 3 (replication = "shared")')
     parser.add_argument("--times", choices=["judge", "say"], default="judge", help="say: only what was promised about bytes is judged (for machines that do other work too)")
     parser.add_argument("--logs", help="a folder that the processes' logs are copied to at the end")
     args = parser.parse_args()
     hosts.enter("the fault run")
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(1 << 32)
     say(f"seed {seed}")
-    with Lab() as lab:
+    # GlusterFS needs extended attributes of its bricks, which a tmpfs has not.
+    with Lab(pathlib.Path.cwd() / "target" if args.shared else None) as lab:
         begun = time.monotonic()
-        cluster = Cluster(lab, virtual=not args.no_virtual)
+        cluster = Cluster(lab, virtual=not args.no_virtual, shared=args.shared, groups=1 if args.shared else 2)
         say(f"the cluster is up after {time.monotonic() - begun:.1f} s: {', '.join(cluster.members)}")
         addresses = [member.address for member in cluster.of("http")] if args.no_virtual else [f"{HTTP_ADDRESS}:{HTTP_PORT}"]
         run = Run(cluster, addresses, seed, args.writers, args.names)
@@ -354,7 +374,7 @@ def main():
             folder = pathlib.Path(args.logs)
             folder.mkdir(parents=True, exist_ok=True)
             for host in lab.hosts.values():
-                for log in host.dir.glob("*.log"):
+                for log in [*host.dir.glob("*.log"), *host.dir.glob("glusterlog/*.log")]:
                     (folder / f"{host.name}-{log.name}").write_bytes(log.read_bytes())
         in_time = run.counts["gets failed"] <= len(took) * 0.0001 and worst_gap <= 1.0
         kept = not run.wrong and (in_time or args.times == "say")

@@ -148,6 +148,8 @@ pub enum AckDegraded {
 pub enum Replication {
     /// Each node pulls what it lacks from its peers.
     Pull,
+    /// `data` is a volume that all nodes of the group mount (GlusterFS), which keeps the copies.
+    Shared,
 }
 
 /// `[storage]`
@@ -554,6 +556,20 @@ impl Config {
             if (1..folders.len()).any(|at| folders[..at].contains(&folders[at])) {
                 return fail("data", "names a folder twice");
             }
+            if storage.replication == Replication::Shared {
+                if folders.len() != 1 {
+                    return fail(
+                        "data",
+                        "is the one mounted volume when replication is \"shared\"",
+                    );
+                }
+                if storage.ack != Ack::Nodes(1) {
+                    return fail(
+                        "ack",
+                        "is not for replication = \"shared\": the volume's own quorum says who holds an upload",
+                    );
+                }
+            }
             if !(1..=100).contains(&storage.refill_share) {
                 return fail("refill_share", "is a percentage from 1 to 100");
             }
@@ -647,6 +663,12 @@ mod tests {
             "[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\ndata = \"d\"\nack = 3\n",
         );
         assert!(ack.starts_with("reel.toml:6: ack: ") && ack.contains("\"all\""), "{ack}");
+        let shared =
+            "[storage]\nid = 1\ngroup = 1\nlisten = \"127.0.0.1:1\"\nreplication = \"shared\"\n";
+        let acked = error(&format!("{shared}data = \"d\"\nack = 2\n"));
+        assert!(acked.starts_with("reel.toml:7: ack: ") && acked.contains("quorum"), "{acked}");
+        let several = error(&format!("{shared}data = [\"d\", \"e\"]\n"));
+        assert!(several.starts_with("reel.toml:6: data: "), "{several}");
     }
 
     #[test]

@@ -3,10 +3,13 @@
 //!
 //! Large uploads are pushed while they come in ([`push`]). The next pull's offset is the acknowledgement. A node that was away, or is new, catches up the
 //! same way. Following a peer's records is also what keeps the shards' names true.
+//!
+//! Where a volume keeps the copies, nodes only tell one another what changed and what is dead ([`shared`]).
 
 mod pull;
 mod push;
 mod serve;
+mod shared;
 
 use reel_engine::format::segment_header::SegmentKind;
 use reel_engine::{Known, SegmentNumber};
@@ -14,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use pull::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers};
 pub(crate) use push::Push;
+pub(crate) use shared::run_shared;
 
 /// Segments of one page.
 const PAGE: usize = 500;

@@ -34,7 +34,7 @@ const JSON_BYTES: usize = 4 << 20;
 
 /// Why following a peer broke off.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+pub(super) enum Broken {
     #[error("{0}")]
     Conn(#[from] ConnError),
     #[error("{0}")]
@@ -95,9 +95,13 @@ impl StorageShard {
 }
 
 /// Peers over HTTP.
-struct OverHttp(Rc<StorageShard>);
+pub(super) struct OverHttp(Rc<StorageShard>);
 
 impl OverHttp {
+    pub(super) fn new(shard: Rc<StorageShard>) -> Self {
+        Self(shard)
+    }
+
     fn address(&self, peer: u32) -> Result<SocketAddr, Broken> {
         let peers = self.0.node.peers.read();
         let found = peers.iter().flatten().find(|known| known.id == peer);
@@ -117,7 +121,7 @@ impl OverHttp {
         }
     }
 
-    async fn get_json<T: serde::de::DeserializeOwned>(
+    pub(super) async fn get_json<T: serde::de::DeserializeOwned>(
         &self,
         peer: u32,
         path: &str,
@@ -239,7 +243,7 @@ pub(crate) struct HoldQuestion {
     pub(crate) answer: std::sync::mpsc::SyncSender<bool>,
 }
 
-struct PulledOverHttp {
+pub(super) struct PulledOverHttp {
     shard: Rc<StorageShard>,
     is_last: bool,
     /// Gone when all was read: its connection serves again.

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use reel_control::agent::Peer;
 use reel_control::api::NodeState;
 use reel_engine::SegmentNumber;
 use reel_engine::replica::SoloCopy;
@@ -50,7 +51,8 @@ impl Push {
         needed: usize,
     ) -> Self {
         let peers = shard.node.peers.read().clone().unwrap_or_default();
-        let alive = peers.into_iter().filter(|peer| peer.state != NodeState::Offline);
+        let wants = |peer: &Peer| peer.state != NodeState::Offline && !shard.is_shared();
+        let alive = peers.into_iter().filter(wants);
         let streams = alive
             .take(PEERS)
             .map(|peer| {

@@ -31,6 +31,9 @@ impl StorageShard {
                 {
                     return self.take_copy(conn, request, number).await;
                 }
+                if request.path == "/-/v1/shared/dead" {
+                    return self.take_dead(conn, request).await;
+                }
                 if let Some(path) = request.path.strip_prefix("/-/v1/moves") {
                     return self.take_over_file(conn, request, path).await;
                 }
@@ -56,6 +59,7 @@ impl StorageShard {
                     .await;
             }
             "/-/v1/segments" => return self.segments_page(conn, request).await,
+            "/-/v1/shared/changes" => return self.shared_changes(conn, request).await,
             "/-/v1/segments/changes" => return self.segment_changes(conn, request).await,
             _ => {}
         }

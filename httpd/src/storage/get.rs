@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use reel_control::api::NodeState;
 use reel_control::catalog::CatalogError;
 use reel_control::names;
-use reel_engine::{Error, Located, ObjectId, Segment, read};
+use reel_engine::{Error, Located, ObjectId, Place, Segment, read};
 
 use super::names::{File, Remembered};
+use super::patience::in_time;
 use super::source::{Here, Source};
 use super::{Method, StorageShard};
 use crate::answer::Problem;
@@ -24,6 +25,10 @@ use crate::upstream::Response;
 
 /// How long the catalog may take when there is something to answer with.
 const CATALOG_PATIENCE: Duration = Duration::from_millis(300);
+/// How long a peer may take to begin its answer.
+const PEER_PATIENCE: Duration = Duration::from_secs(12);
+/// The same where the object can be had from a shared volume too.
+const SHARED_PATIENCE: Duration = Duration::from_millis(300);
 /// Payloads up to this size are read into memory, checked and sent in one piece with their head;
 /// larger ones go by sendfile.
 const SMALL_BYTES: u64 = 32 * 1024;
@@ -31,10 +36,12 @@ const SMALL_BYTES: u64 = 32 * 1024;
 /// only absent from the part heads.
 const BOUNDARY: &str = "reel-part-5e1f0b77c2";
 
-/// Where the bytes of an object come from.
-enum Bytes {
+/// Where an object lies.
+pub(super) enum Found {
+    /// In a folder that this node reads.
     Here(Arc<Segment>, Located),
-    Peer,
+    /// Not here (yet), or not readable. A peer that is known to be writing it is named.
+    Elsewhere(Option<u32>),
 }
 
 impl StorageShard {
@@ -88,7 +95,7 @@ impl StorageShard {
                 monoio::spawn(async move {
                     let epoch = shard.node.epochs.of(&user, &name);
                     match shard.node.catalog.lookup(&user, &name).await {
-                        Ok(Some(row)) => drop(shard.names.insert(row, &shard.node.epochs, epoch)),
+                        Ok(Some(row)) => drop(shard.names.insert(row, epoch)),
                         Ok(None) => shard.names.remove(&user, &name),
                         Err(_) => shard.names.ask_later(&user, &name),
                     }
@@ -106,7 +113,7 @@ impl StorageShard {
             }),
         };
         match answer {
-            Ok(Some(row)) => Ok(Some(self.names.insert(row, &self.node.epochs, epoch))),
+            Ok(Some(row)) => Ok(Some(self.names.insert(row, epoch))),
             Ok(None) => {
                 self.names.remove(user, name);
                 Ok(None)
@@ -159,24 +166,21 @@ impl StorageShard {
                 .map(Some);
         }
         let object = ObjectId::from_u64(row.object);
-        let bytes = match self.locate(object).await {
-            Ok(Some((segment, located))) => Bytes::Here(segment, located),
-            Ok(None) => Bytes::Peer,
+        let found = match self.locate(object).await {
+            Ok(found) => found,
             Err(error) => {
-                self.damaged.increment(1);
-                tracing::error!(%error, %object, "object cannot be read here; asking the peers");
-                Bytes::Peer
+                self.note_unreadable(object, &error);
+                Found::Elsewhere(None)
             }
         };
-        match bytes {
-            Bytes::Here(segment, located) => {
+        match found {
+            Found::Here(segment, located) => {
                 match self.send_here(conn, request, file, &segment, &located, &asked).await {
                     Ok(answered) => Ok(Some(answered)),
                     Err(Here::Conn(error)) => Err(error),
                     Err(Here::Damaged(error)) => {
-                        self.damaged.increment(1);
-                        tracing::error!(%error, user = row.user, name = row.name, "damaged object; asking the peers");
-                        match Box::pin(self.send_from_peer(conn, request, object)).await? {
+                        self.note_unreadable(object, &error);
+                        match Box::pin(self.send_from_peer(conn, request, object, None)).await? {
                             Some(answered) => Ok(Some(answered)),
                             None => {
                                 self.answers.refuse(conn, request, error.into()).await.map(Some)
@@ -185,20 +189,69 @@ impl StorageShard {
                     }
                 }
             }
-            Bytes::Peer => Box::pin(self.send_from_peer(conn, request, object)).await,
+            Found::Elsewhere(writer) => {
+                let sent = Box::pin(self.send_from_peer(conn, request, object, writer)).await?;
+                if sent.is_some() || !self.is_shared() {
+                    return Ok(sent);
+                }
+                Box::pin(self.send_unfinished(conn, request, file, &asked)).await
+            }
         }
     }
 
-    /// Where an object lies in this node's folder; `None` when it is not (yet) here.
-    pub(super) async fn locate(
-        &self,
-        object: ObjectId,
-    ) -> Result<Option<(Arc<Segment>, Located)>, Error> {
-        match self.segment(object.segment()).await {
-            Ok(segment) => Ok(segment.locate(object.slot()).map(|located| (segment, located))),
-            Err(Error::NoSegment(_)) => Ok(None),
-            Err(error) => Err(error),
+    fn note_unreadable(&self, object: ObjectId, error: &Error) {
+        // A silent disk was named when it became so.
+        if !matches!(error, Error::Silent { .. }) {
+            self.damaged.increment(1);
+            tracing::error!(%error, %object, "object cannot be read here; asking the peers");
         }
+    }
+
+    /// Sends an object on the group's volume whose node died before it sealed the segment; `None` when that cannot be
+    /// read either.
+    async fn send_unfinished(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        file: &File,
+        asked: &Asked,
+    ) -> Result<Option<Answered>, ConnError> {
+        let object = ObjectId::from_u64(file.row.object);
+        let scanned = in_time(self.node.store.scan_unfinished(object)).await;
+        let segment = match scanned {
+            Ok(Some(segment)) => segment,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                self.note_unreadable(object, &error);
+                return Ok(None);
+            }
+        };
+        let Some(located) = segment.locate(object.slot()) else { return Ok(None) };
+        match self.send_here(conn, request, file, &segment, &located, asked).await {
+            Ok(answered) => Ok(Some(answered)),
+            Err(Here::Conn(error)) => Err(error),
+            Err(Here::Damaged(error)) => {
+                self.note_unreadable(object, &error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Where an object lies.
+    ///
+    /// # Errors
+    /// It lies here, but cannot be read.
+    pub(super) async fn locate(&self, object: ObjectId) -> Result<Found, Error> {
+        let segment = match in_time(self.place(object.segment())).await? {
+            Place::Here(segment) => segment,
+            Place::At(node) => return Ok(Found::Elsewhere(Some(node))),
+            Place::Nowhere => return Ok(Found::Elsewhere(None)),
+        };
+        self.node.store.check_answers(&segment)?;
+        Ok(match segment.locate(object.slot()) {
+            Some(located) => Found::Here(segment, located),
+            None => Found::Elsewhere(None),
+        })
     }
 
     async fn not_modified(
@@ -250,11 +303,16 @@ impl StorageShard {
             _ => (200, std::iter::once(0..row.bytes).collect()),
         };
         let head_only = request.method == Method::Head;
-        let small = if located.length <= SMALL_BYTES && !head_only {
+        // What sendfile cannot send (a shared volume) and has no blocks is read whole.
+        let whole =
+            located.length <= SMALL_BYTES || !segment.is_solo() && segment.file().std().is_none();
+        let small = if whole && !head_only {
             let slot = ObjectId::from_u64(row.object).slot();
-            let body =
-                read::read_checked(&self.node.store, segment, slot, located, Vec::new()).await?;
-            self.hot.offer(&self.answers, file, &body);
+            let read = read::read_checked(&self.node.store, segment, slot, located, Vec::new());
+            let body = in_time(read).await?;
+            if located.length <= SMALL_BYTES {
+                self.hot.offer(&self.answers, file, &body);
+            }
             Some(body)
         } else {
             None
@@ -302,8 +360,8 @@ impl StorageShard {
         Ok(Answered { status, close: false })
     }
 
-    /// Addresses of the peers that may have an object, those that serve first.
-    pub(super) fn peer_addresses(&self) -> Vec<SocketAddr> {
+    /// Addresses of the peers that may have an object: the one that is known to, then those that serve.
+    fn addresses_of_peers(&self, first: Option<u32>) -> Vec<SocketAddr> {
         let peers = self.node.peers.read();
         let mut peers: Vec<_> = peers
             .iter()
@@ -311,19 +369,25 @@ impl StorageShard {
             .filter(|peer| peer.state != NodeState::Offline)
             .cloned()
             .collect();
-        peers.sort_by_key(|peer| peer.state != NodeState::Active);
+        peers.sort_by_key(|peer| (Some(peer.id) != first, peer.state != NodeState::Active));
         peers.into_iter().map(|peer| peer.address).collect()
     }
 
-    /// Asks peers for an object this node does not have, and passes the answer on. `None` when
-    /// none has it.
+    /// Addresses of the peers that may have an object, those that serve first.
+    pub(super) fn peer_addresses(&self) -> Vec<SocketAddr> {
+        self.addresses_of_peers(None)
+    }
+
+    /// Asks peers for an object this node does not have, and passes the answer on; `writer` first, when it is known.
+    /// `None` when none has it.
     async fn send_from_peer(
         &self,
         conn: &mut Conn,
         request: &Request,
         object: ObjectId,
+        writer: Option<u32>,
     ) -> Result<Option<Answered>, ConnError> {
-        for address in self.peer_addresses() {
+        for address in self.addresses_of_peers(writer) {
             let method = request.method.name();
             let mut head =
                 format!("{method} /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n");
@@ -336,9 +400,8 @@ impl StorageShard {
             }
             head.push_str("\r\n");
             let head_only = request.method == Method::Head;
-            let Ok(response) =
-                self.upstreams.request(address, head.as_bytes(), &[], head_only).await
-            else {
+            let asked = self.upstreams.request(address, head.as_bytes(), &[], head_only);
+            let Ok(Ok(response)) = monoio::time::timeout(self.peer_patience(), asked).await else {
                 continue;
             };
             if !matches!(response.status, 200 | 206) {
@@ -349,6 +412,11 @@ impl StorageShard {
             return self.pass_on(conn, request, response).await.map(Some);
         }
         Ok(None)
+    }
+
+    /// How long a peer may take to begin its answer. On a shared volume there is another way to the bytes.
+    fn peer_patience(&self) -> Duration {
+        if self.is_shared() { SHARED_PATIENCE } else { PEER_PATIENCE }
     }
 
     /// Asks a node for an object by its id.
@@ -404,13 +472,13 @@ impl StorageShard {
         };
         let missing = || Problem::new(404, "not_found", format!("object {object} is not here"));
         let (segment, located) = match self.locate(object).await {
-            Ok(Some(found)) => found,
-            Ok(None) => return self.answers.refuse(conn, request, missing()).await,
+            Ok(Found::Here(segment, located)) => (segment, located),
+            Ok(Found::Elsewhere(_)) => return self.answers.refuse(conn, request, missing()).await,
             Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };
         let reader = Arc::clone(&segment);
-        let head = self.node.store.pool().run(move || reader.read_head(object.slot())).await;
-        let head = match head {
+        let head = self.node.store.pool().run(move || reader.read_head(object.slot()));
+        let head = match in_time(head).await {
             Ok(Some(head)) => head,
             Ok(None) => return self.answers.refuse(conn, request, missing()).await,
             Err(error) => return self.answers.refuse(conn, request, error.into()).await,

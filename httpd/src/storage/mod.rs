@@ -9,6 +9,7 @@ mod hot;
 mod moves;
 mod names;
 mod offer;
+mod patience;
 mod put;
 mod quorum;
 mod raw;
@@ -26,9 +27,9 @@ use std::time::Instant;
 
 use reel_control::agent::{NodeStatus, Peers};
 use reel_control::catalog::CatalogHandle;
-use reel_control::config::StorageConfig;
+use reel_control::config::{Replication, StorageConfig};
 use reel_engine::follow::{Acks, Copying};
-use reel_engine::{Segment, SegmentNumber, Store, Writer};
+use reel_engine::{Place, Segment, SegmentNumber, Store, Writer};
 
 pub(crate) use following::Following;
 pub(crate) use names::Epochs;
@@ -123,24 +124,39 @@ impl StorageShard {
         })
     }
 
-    /// A segment, without a lock when this shard has seen it lately.
-    pub(crate) async fn segment(
-        &self,
-        number: SegmentNumber,
-    ) -> Result<Arc<Segment>, reel_engine::Error> {
+    /// Whether a volume of the whole group keeps the copies.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.node.config.replication == Replication::Shared
+    }
+
+    /// Where a segment is, without a lock when this shard has seen it lately.
+    pub(super) async fn place(&self, number: SegmentNumber) -> Result<Place, reel_engine::Error> {
         if let Some(segment) = self.segments.borrow().get(&number).and_then(Weak::upgrade)
             && !segment.is_retired()
         {
             segment.keep_open();
-            return Ok(segment);
+            return Ok(Place::Here(segment));
         }
-        let segment = self.node.store.segment(number).await?;
-        let mut segments = self.segments.borrow_mut();
-        if segments.len() >= SHARD_SEGMENTS {
-            segments.clear();
+        let place = self.node.store.find(number).await?;
+        if let Place::Here(segment) = &place {
+            let mut segments = self.segments.borrow_mut();
+            if segments.len() >= SHARD_SEGMENTS {
+                segments.clear();
+            }
+            segments.insert(number, Arc::downgrade(segment));
         }
-        segments.insert(number, Arc::downgrade(&segment));
-        Ok(segment)
+        Ok(place)
+    }
+
+    /// A segment that can be read here.
+    pub(crate) async fn segment(
+        &self,
+        number: SegmentNumber,
+    ) -> Result<Arc<Segment>, reel_engine::Error> {
+        match self.place(number).await? {
+            Place::Here(segment) => Ok(segment),
+            Place::At(_) | Place::Nowhere => Err(reel_engine::Error::NoSegment(number)),
+        }
     }
 
     /// The group a user's new files go to; a user nobody knows is settled on this node's group.

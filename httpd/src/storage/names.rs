@@ -7,15 +7,17 @@
 //! (`following`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState as FastHash;
+use parking_lot::Mutex;
 use reel_control::catalog::Row;
 use reel_control::config::{CacheRule, StorageConfig};
+use reel_engine::Changes;
+use reel_engine::signal::Signal;
 
 use super::Following;
 use crate::http::response::Head;
@@ -27,33 +29,78 @@ const STRIPES: usize = 1 << 16;
 /// Counts changes of names, striped. Shared by the shards; 512 KiB.
 pub(crate) struct Epochs {
     stripes: Box<[AtomicU64]>,
-    hash: RandomState,
+    /// Stripes in which this node changed a name, for peers that follow no records; `None` when they do.
+    told: Option<Told>,
+}
+
+/// Changes that peers ask for.
+#[derive(Default)]
+struct Told {
+    changes: Mutex<Changes<u32>>,
+    grown: Signal,
 }
 
 impl Epochs {
     pub(crate) fn new() -> Self {
-        Self {
-            stripes: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(),
-            hash: RandomState::new(),
-        }
+        Self { stripes: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(), told: None }
     }
 
-    fn stripe(&self, user: &str, name: &str) -> usize {
-        let mut hasher = self.hash.build_hasher();
-        hasher.write(user.as_bytes());
-        hasher.write_u8(b'/');
-        hasher.write(name.as_bytes());
-        hasher.finish() as usize % STRIPES
+    /// Also keeps what this node changed, for [`Epochs::changes_beyond`].
+    pub(crate) fn telling() -> Self {
+        Self { told: Some(Told::default()), ..Self::new() }
+    }
+
+    /// The stripe of a name, on every node the same. Whoever picks names for one stripe makes the catalog be asked for
+    /// his own.
+    fn stripe(user: &str, name: &str) -> usize {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(user.as_bytes());
+        hasher.update(b"/");
+        hasher.update(name.as_bytes());
+        hasher.finalize() as usize % STRIPES
     }
 
     /// The epoch of a name now. To be read before the catalog is asked.
     pub(crate) fn of(&self, user: &str, name: &str) -> u64 {
-        self.stripes[self.stripe(user, name)].load(Ordering::Acquire)
+        self.stripes[Self::stripe(user, name)].load(Ordering::Acquire)
     }
 
     /// The name changed: what shards remember of it is not used any more.
     pub(crate) fn raise(&self, user: &str, name: &str) -> u64 {
-        self.stripes[self.stripe(user, name)].fetch_add(1, Ordering::AcqRel) + 1
+        let stripe = Self::stripe(user, name);
+        let epoch = self.stripes[stripe].fetch_add(1, Ordering::AcqRel) + 1;
+        if let Some(told) = &self.told {
+            told.changes.lock().note(stripe as u32);
+            told.grown.raise();
+        }
+        epoch
+    }
+
+    /// Names of a stripe changed at a peer.
+    pub(crate) fn raise_stripe(&self, stripe: u32) {
+        if let Some(stripe) = self.stripes.get(stripe as usize) {
+            stripe.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Stripes in which this node changed names since the mark `seen`, and the mark to ask with next; `None` when that
+    /// is not known.
+    pub(crate) fn changes_since(&self, seen: u64) -> (u64, Option<BTreeSet<u32>>) {
+        self.told.as_ref().map_or((0, None), |told| told.changes.lock().since(seen))
+    }
+
+    /// [`Epochs::changes_since`], when there are some. Cancel-safe.
+    pub(crate) async fn changes_beyond(&self, seen: u64) -> (u64, Option<BTreeSet<u32>>) {
+        loop {
+            let count = self.told.as_ref().map_or(0, |told| told.grown.count());
+            let (mark, changed) = self.changes_since(seen);
+            match &self.told {
+                Some(told) if changed.as_ref().is_some_and(BTreeSet::is_empty) => {
+                    told.grown.beyond(count).await;
+                }
+                _ => return (mark, changed),
+            }
+        }
     }
 }
 
@@ -240,11 +287,11 @@ impl NameCache {
     }
 
     /// Remembers a row that was read when the name's epoch was `epoch`.
-    pub(crate) fn insert(&self, row: Row, epochs: &Epochs, epoch: u64) -> Rc<File> {
+    pub(crate) fn insert(&self, row: Row, epoch: u64) -> Rc<File> {
         let key = key(&row.user, &row.name).into_boxed_str();
         let file = Rc::new(File::new(row, &self.rules));
         let entry = Entry {
-            stripe: epochs.stripe(&file.row.user, &file.row.name) as u32,
+            stripe: Epochs::stripe(&file.row.user, &file.row.name) as u32,
             file: Rc::clone(&file),
             epoch,
             asked: Instant::now(),
@@ -312,7 +359,7 @@ mod tests {
     fn a_raised_epoch_hides_an_entry_at_once() {
         let epochs = Epochs::new();
         let cache = NameCache::with(100, Duration::from_secs(60));
-        cache.insert(row("a", 7), &epochs, epochs.of("u", "a"));
+        cache.insert(row("a", 7), epochs.of("u", "a"));
         assert!(
             matches!(cache.get("u", "a", epochs.of("u", "a"), &current()), Remembered::Fresh(file) if file.row.object == 7)
         );
@@ -326,10 +373,9 @@ mod tests {
     #[test]
     fn the_number_of_names_is_bounded_and_those_in_use_stay() {
         let cache = NameCache::with(100, Duration::from_secs(60));
-        let epochs = Epochs::new();
-        cache.insert(row("hot", 1), &epochs, 0);
+        cache.insert(row("hot", 1), 0);
         for at in 0..10_000 {
-            cache.insert(row(&format!("cold-{at}"), 2), &epochs, 0);
+            cache.insert(row(&format!("cold-{at}"), 2), 0);
             assert!(
                 matches!(cache.get("u", "hot", 0, &current()), Remembered::Fresh(_)),
                 "after {at}"
@@ -341,7 +387,7 @@ mod tests {
     #[test]
     fn an_aged_entry_is_asked_again_once() {
         let cache = NameCache::with(10, Duration::ZERO);
-        cache.insert(row("a", 1), &Epochs::new(), 0);
+        cache.insert(row("a", 1), 0);
         std::thread::sleep(Duration::from_millis(1));
         assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Aged(_)));
         assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Fresh(_)));
@@ -352,7 +398,7 @@ mod tests {
     #[test]
     fn an_aged_entry_is_not_used_when_peers_are_not_followed() {
         let (cache, epochs) = (NameCache::with(10, Duration::ZERO), Epochs::new());
-        cache.insert(row("a", 1), &epochs, 0);
+        cache.insert(row("a", 1), 0);
         std::thread::sleep(Duration::from_millis(1));
         let (nobody, now) = (Following::new(), Instant::now());
         assert!(matches!(cache.get("u", "a", 0, &nobody), Remembered::Stale(_)));

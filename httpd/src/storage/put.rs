@@ -26,6 +26,8 @@ use crate::http::request::{Framing, Request};
 use crate::replicate::Push;
 use crate::shard::Answered;
 
+/// How long an upload waits for a shared volume.
+const VOLUME_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an upload waits for memory (`upload_memory`).
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
 /// Between looks for it.
@@ -202,7 +204,17 @@ impl StorageShard {
         self.received.increment(body.len() as u64);
         let crc = crc32fast::hash(&body);
         check_crc(request, crc)?;
-        self.store_small(upload, Bytes::from(body), crc).await
+        if !self.is_shared() {
+            return self.store_small(upload, Bytes::from(body), crc).await;
+        }
+        // The volume may never answer: the upload goes on then, and its client does not wait.
+        let shard = Rc::clone(self);
+        let storing = async move { shard.store_small(upload, Bytes::from(body), crc).await };
+        monoio::time::timeout(VOLUME_PATIENCE, monoio::spawn(storing)).await.unwrap_or_else(|_| {
+            let message =
+                "the group's volume does not answer; the file may still be stored, try again";
+            Err(Problem::new(503, "volume_silent", message).into())
+        })
     }
 
     /// Counts memory of an upload, given back when the guard is dropped. Waits a while for
@@ -398,7 +410,7 @@ impl StorageShard {
     /// The name is this row from now on, on every shard.
     pub(super) fn remember(&self, row: &Row) {
         let epoch = self.node.epochs.raise(&row.user, &row.name);
-        self.names.insert(row.clone(), &self.node.epochs, epoch);
+        self.names.insert(row.clone(), epoch);
     }
 
     /// Writes the row again until the catalog says what became of it.

@@ -10,6 +10,7 @@ use reel_engine::{Error, Located, ObjectId, Segment, read};
 
 use super::StorageShard;
 use super::cold::{self, Block, Cold};
+use super::patience::in_time;
 use crate::conn::{Conn, ConnError};
 use crate::turns;
 
@@ -110,11 +111,11 @@ impl Source<'_> {
     async fn check(&self, range: Range<u64>) -> Result<(), Error> {
         let store = &self.shard.node.store;
         if self.is_resident(&range) {
-            return read::ensure_checked(store, self.segment, self.slot(), self.located, range)
-                .await;
+            let check = read::ensure_checked(store, self.segment, self.slot(), self.located, range);
+            return in_time(check).await;
         }
         let (segment, slot, located) = (Arc::clone(self.segment), self.slot(), *self.located);
-        store.pool().run(move || read::bring_in(&segment, slot, &located, range)).await
+        in_time(store.pool().run(move || read::bring_in(&segment, slot, &located, range))).await
     }
 
     /// Begins to read a unit past the page cache, when that is how its bytes are to be had.
@@ -138,7 +139,7 @@ impl Source<'_> {
             return Ok(None);
         }
         if let Some(block) = self.cold(part).await? {
-            block.ready().await?;
+            in_time(block.ready()).await?;
             return Ok(Some(block));
         }
         let unit = self.unit(part.start);
@@ -199,7 +200,7 @@ impl Source<'_> {
                 at = end;
                 continue;
             };
-            block.ready().await?;
+            in_time(block.ready()).await?;
             if noted != at / WINDOW_BYTES {
                 noted = at / WINDOW_BYTES;
                 self.shard.cold.note(self.segment, self.slot(), self.located, at);

@@ -13,6 +13,7 @@ use reel_engine::format::record::{RecordHead, RecordKind};
 use reel_engine::{Error, ObjectId, SegmentNumber};
 
 use super::StorageShard;
+use super::get::Found;
 use super::offer_of;
 use super::put::{stamp_of, version_of};
 
@@ -233,7 +234,7 @@ impl StorageShard {
                 }
                 swept.rows += 1;
                 let object = ObjectId::from_u64(row.object);
-                if !matches!(self.locate(object).await, Ok(None)) {
+                if !matches!(self.locate(object).await, Ok(Found::Elsewhere(_))) {
                     continue;
                 }
                 // Perhaps it was replaced while the page was looked through.

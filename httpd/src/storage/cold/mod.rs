@@ -288,6 +288,10 @@ impl Cold {
     /// A request reads this byte of a payload cold: what is asked for again is brought into the page cache.
     pub(super) fn note(&self, segment: &Arc<Segment>, slot: u16, located: &Located, at: u64) {
         let place = (segment.number().get(), at / PLACE_BYTES);
+        if segment.file().std().is_none() {
+            // The page cache of a shared volume cannot be sent from.
+            return;
+        }
         if self.bringing_in.get() >= BRINGING_IN
             || !self.heat.borrow_mut().read_cold(place, Instant::now())
         {
