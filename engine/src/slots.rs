@@ -191,6 +191,20 @@ impl SlotTable {
             }
             file => file?,
         };
+        Self::read(file, generation)
+    }
+
+    /// [`SlotTable::open`] of another node's segment: nothing is ever marked in it.
+    pub(crate) fn open_foreign(
+        volume: &Volume,
+        segment: &Path,
+        generation: u32,
+    ) -> Result<OpenedTable> {
+        Self::read(volume.open_read(&table_path(segment, generation))?, generation)
+    }
+
+    fn read(file: DiskFile, generation: u32) -> Result<OpenedTable> {
+        let path = file.path().to_owned();
         let mut page = vec![0; ENTRIES_AT];
         file.read_exact_at(&mut page, 0)?;
         let header = TableHeader::decode(&page)

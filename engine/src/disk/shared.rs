@@ -13,6 +13,8 @@ use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, StatxFlags};
+
 use super::{Disk, Listed, LockError, Map, Mode, RawFile, RealDisk, SyncPoint};
 
 /// A mounted volume of several machines.
@@ -131,8 +133,11 @@ impl RawFile for SharedFile {
         self.file()?.sync(point)
     }
 
+    /// Asked of the volume: the kernel's own picture may be a second old, and another machine writes.
     fn length(&self) -> io::Result<u64> {
-        self.file()?.length()
+        let file = self.file()?.std().ok_or(io::ErrorKind::NotConnected)?;
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        Ok(rustix::fs::statx(file, "", flags, StatxFlags::SIZE)?.stx_size)
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Content, Segment};
+use super::{Content, FOREIGN, Segment};
 use crate::disk::{DiskFile, Volume};
 use crate::error::{Error, Result};
 use crate::format::record::{Layout, RecordHead, RecordKind};
@@ -43,13 +43,15 @@ pub(crate) fn open(
         let (content, length) = open_solo(&file, &header)?;
         return Ok(Opened::Ready(Segment::new(header, folder, file, content, length, true)));
     }
-    match open_table(volume, path, &header) {
+    match open_table_in(volume, path, &header, folder) {
         Ok(opened) => {
             let content = Segment::packed(opened.table);
             let length = opened.header.segment_len;
             Ok(Opened::Ready(Segment::new(header, folder, file, content, length, true)))
         }
         Err(error @ Error::Io { .. }) if !error.is_missing() => Err(error),
+        // Its node has the table in memory.
+        Err(_) if folder == FOREIGN => Ok(Opened::NoTable { header, file }),
         Err(reason) => {
             tracing::warn!(segment = %number, %reason, "slot table is made anew from its segment");
             Ok(Opened::NoTable { header, file })
@@ -63,7 +65,20 @@ pub(crate) fn open_table(
     path: &Path,
     header: &SegmentHeader,
 ) -> Result<OpenedTable> {
-    let opened = SlotTable::open(volume, path, header.generation)?;
+    open_table_in(volume, path, header, 0)
+}
+
+fn open_table_in(
+    volume: &Volume,
+    path: &Path,
+    header: &SegmentHeader,
+    folder: u16,
+) -> Result<OpenedTable> {
+    let opened = if folder == FOREIGN {
+        SlotTable::open_foreign(volume, path, header.generation)?
+    } else {
+        SlotTable::open(volume, path, header.generation)?
+    };
     if opened.header.number != header.number || opened.header.salt != header.salt {
         return Err(Error::damaged(path, 16, "slot table of another writing of the segment"));
     }

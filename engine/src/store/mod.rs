@@ -242,10 +242,10 @@ impl Store {
             pool,
             behind,
             handles: Handles::new(options.open_segments),
-            others: options.shared.clone().map(|root| {
-                let (volume, bound) = (first.volume.clone(), options.open_segments);
-                Arc::new(Others::new(root, options.node, volume, bound))
-            }),
+            others: options
+                .shared
+                .clone()
+                .map(|root| Arc::new(Others::new(root, first.volume.clone(), &options))),
             known: RwLock::new(known),
             marked: Mutex::default(),
             own_copies: Mutex::default(),

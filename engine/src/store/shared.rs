@@ -2,9 +2,12 @@
 //!
 //! A sealed segment of another node is opened where it lies. One that is being written has its table in that node's
 //! memory, so that node is asked ([`Place::At`]); when it is dead, the segment is scanned ([`Store::scan_unfinished`]).
+//! What changes at another node is opened ahead of need ([`Store::open_ahead`]): while a machine of the volume has just
+//! vanished, GlusterFS lets each opening wait for it (`network.ping-timeout`), but not each read.
 //! What is dead in another node's segments is that node's to mark: it is kept with what could not be marked here yet
 //! (`dead`), until that node has it durably.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +15,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::Store;
 use super::handles::Handles;
-use crate::disk::Volume;
+use super::{Store, StoreOptions};
+use crate::disk::{DiskFile, Volume};
 use crate::error::{Error, Result};
-use crate::format::segment_header::SegmentKind;
+use crate::format::segment_header::SegmentHeader;
+use crate::format::superblock::Superblock;
 use crate::id::{ObjectId, SegmentNumber};
 use crate::segment::open::{self, Opened};
 use crate::segment::scan::{Trust, scan_packed};
@@ -26,6 +30,8 @@ use crate::segment::{FOREIGN, Segment};
 const LIST: Duration = Duration::from_secs(1);
 /// Segments of dead nodes whose scan is kept, 1 MiB each.
 const SCANS: usize = 16;
+/// Segments that others are writing and that are open here.
+const WRITTEN: usize = 256;
 /// A scan that lacks an object is made anew after so long: its node may live after all, and go on.
 const SCAN_AGE: Duration = Duration::from_secs(1);
 
@@ -49,11 +55,23 @@ pub enum Place {
 #[derive(Debug)]
 pub(crate) struct Others {
     root: PathBuf,
+    cluster: String,
+    group: u32,
     own: u32,
     volume: Volume,
     listed: Mutex<Listing>,
     open: Handles,
+    /// What other nodes are writing.
+    written: Mutex<BTreeMap<SegmentNumber, Written>>,
     scans: Mutex<Vec<(Instant, Arc<Segment>)>>,
+}
+
+/// A packed segment that another node is writing.
+#[derive(Debug, Clone)]
+struct Written {
+    node: u32,
+    header: SegmentHeader,
+    file: DiskFile,
 }
 
 #[derive(Debug, Default)]
@@ -64,13 +82,16 @@ struct Listing {
 }
 
 impl Others {
-    pub(super) fn new(root: PathBuf, own: u32, volume: Volume, bound: usize) -> Self {
+    pub(super) fn new(root: PathBuf, volume: Volume, options: &StoreOptions) -> Self {
         Self {
             root,
-            own,
+            cluster: options.cluster.clone(),
+            group: options.group,
+            own: options.node,
             volume,
             listed: Mutex::default(),
-            open: Handles::new(bound),
+            open: Handles::new(options.open_segments),
+            written: Mutex::default(),
             scans: Mutex::default(),
         }
     }
@@ -90,12 +111,20 @@ impl Others {
                 let Some(node) = node.filter(|node| entry.is_dir && *node != self.own) else {
                     continue;
                 };
-                if listed.folders.iter().all(|(known, _)| *known != node) {
-                    listed.folders.push((node, node_folder(&self.root, node)));
+                let folder = node_folder(&self.root, node);
+                if listed.folders.iter().all(|(known, _)| *known != node) && self.is_ours(&folder) {
+                    listed.folders.push((node, folder));
                 }
             }
         }
         Ok(self.listed.lock().folders.clone())
+    }
+
+    /// Whether a folder is of a node of this group; one without a superblock (yet) is nobody's.
+    fn is_ours(&self, folder: &Path) -> bool {
+        let bytes = self.volume.read(&folder.join("superblock"));
+        let found = bytes.ok().and_then(|bytes| Superblock::decode(&bytes).ok());
+        found.is_some_and(|found| found.cluster == self.cluster && found.group == self.group)
     }
 
     fn found_at(&self, node: u32) {
@@ -109,26 +138,50 @@ impl Others {
     fn look(&self, number: SegmentNumber, anew: bool) -> Result<Place> {
         let mut failure = None;
         for (node, folder) in self.folders(anew)? {
-            let opened = open::open(&self.volume, FOREIGN, &folder.join(number.path()), number);
-            match opened {
-                Ok(Opened::Ready(segment)) => {
+            match self.look_in(node, &folder, number) {
+                Ok(Place::Nowhere) => {}
+                Ok(place) => {
                     self.found_at(node);
-                    return Ok(Place::Here(self.open.add(segment)));
+                    return Ok(place);
                 }
-                // Its node has the table; or is writing the two pages that make it visible.
-                Ok(Opened::NoTable { .. }) | Err(Error::Damaged { .. }) => {
-                    return Ok(Place::At(node));
-                }
-                Err(Error::NoSegment(_)) => {}
                 Err(error) => failure = Some(error),
             }
         }
         failure.map_or(Ok(Place::Nowhere), Err)
     }
 
-    fn find(&self, number: SegmentNumber) -> Result<Place> {
+    fn look_in(&self, node: u32, folder: &Path, number: SegmentNumber) -> Result<Place> {
+        match open::open(&self.volume, FOREIGN, &folder.join(number.path()), number) {
+            Ok(Opened::Ready(segment)) => {
+                self.written.lock().remove(&number);
+                Ok(Place::Here(self.open.add(segment)))
+            }
+            Ok(Opened::NoTable { header, file }) => {
+                let mut written = self.written.lock();
+                if written.len() == WRITTEN {
+                    written.pop_first();
+                }
+                written.insert(number, Written { node, header, file });
+                Ok(Place::At(node))
+            }
+            // The two pages that make it visible are being written.
+            Err(Error::Damaged { .. }) => Ok(Place::At(node)),
+            Err(Error::NoSegment(_)) => Ok(Place::Nowhere),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where a segment is, when that is known without a call.
+    fn known(&self, number: SegmentNumber) -> Option<Place> {
         if let Some(segment) = self.open.get(number) {
-            return Ok(Place::Here(segment));
+            return Some(Place::Here(segment));
+        }
+        self.written.lock().get(&number).map(|written| Place::At(written.node))
+    }
+
+    fn find(&self, number: SegmentNumber) -> Result<Place> {
+        if let Some(place) = self.known(number) {
+            return Ok(place);
         }
         match self.look(number, false)? {
             Place::Nowhere => self.look(number, true),
@@ -138,22 +191,14 @@ impl Others {
 
     /// A segment that was not sealed, as far as its records go.
     fn scan(&self, number: SegmentNumber) -> Result<Option<Arc<Segment>>> {
-        for (_, folder) in self.folders(false)? {
-            let path = folder.join(number.path());
-            let file = match self.volume.open_read(&path) {
-                Err(error) if error.is_missing() => continue,
-                file => file?,
-            };
-            let header = open::read_header(&file, number)?;
-            if header.kind == SegmentKind::Solo {
-                return Ok(None);
-            }
-            let (table, scan) = scan_packed(&file, &header, file.len()?, Trust::Active)?;
-            let content = Segment::packed(table);
-            let segment = Segment::new(header, FOREIGN, file, content, scan.end, true);
-            return Ok(Some(Arc::new(segment)));
+        if let Place::Here(segment) = self.find(number)? {
+            return Ok(Some(segment));
         }
-        Ok(None)
+        let written = self.written.lock().get(&number).cloned();
+        let Some(Written { header, file, .. }) = written else { return Ok(None) };
+        let (table, scan) = scan_packed(&file, &header, file.len()?, Trust::Active)?;
+        let content = Segment::packed(table);
+        Ok(Some(Arc::new(Segment::new(header, FOREIGN, file, content, scan.end, true))))
     }
 
     /// [`Others::scan`], which reads the whole file, not more often than needed.
@@ -178,6 +223,7 @@ impl Others {
 
     fn forget(&self, number: SegmentNumber) {
         self.open.remove(number);
+        self.written.lock().remove(&number);
         self.scans.lock().retain(|(_, segment)| {
             let keep = segment.number() != number;
             if !keep {
@@ -200,8 +246,8 @@ impl Store {
             Err(error) => return Err(error),
         }
         let Some(others) = self.others.clone() else { return Ok(Place::Nowhere) };
-        if let Some(segment) = others.open.get(number) {
-            return Ok(Place::Here(segment));
+        if let Some(place) = others.known(number) {
+            return Ok(place);
         }
         self.volume_answers()?;
         self.pool().run(move || others.find(number)).await
@@ -222,12 +268,30 @@ impl Store {
         self.folders.first().map_or(Ok(()), |folder| folder.check_answers())
     }
 
-    /// Another node has changed these: they are opened anew when they are asked for.
+    /// Another node has sealed, compacted or removed these: they are opened anew when they are asked for.
     pub fn forget_foreign(&self, numbers: impl IntoIterator<Item = SegmentNumber>) {
         let Some(others) = &self.others else { return };
         for number in numbers {
             others.forget(number);
         }
+    }
+
+    /// Opens what another node has changed, before anybody asks for it. Blocking.
+    pub fn open_ahead(&self, node: u32, numbers: impl IntoIterator<Item = SegmentNumber>) {
+        let Some(others) = &self.others else { return };
+        let folder = node_folder(&others.root, node);
+        for number in numbers {
+            if others.known(number).is_none()
+                && let Err(error) = others.look_in(node, &folder, number)
+            {
+                tracing::debug!(segment = %number, node, %error, "not opened ahead");
+            }
+        }
+    }
+
+    /// Whether a segment of this node grows no more, or is not here any more: others open it anew.
+    pub fn is_settled(&self, number: SegmentNumber) -> bool {
+        self.loaded(number).is_none_or(|segment| segment.is_sealed())
     }
 
     /// Another node has begun a new life, or has changed more than it remembers.
@@ -236,6 +300,7 @@ impl Store {
         for number in others.open.numbers() {
             others.open.remove(number);
         }
+        others.written.lock().clear();
         others.scans.lock().drain(..).for_each(|(_, segment)| segment.retire());
     }
 
@@ -295,7 +360,7 @@ mod tests {
 
     use super::*;
     use crate::disk::SharedDisk;
-    use crate::store::{FolderOptions, StoreOptions};
+    use crate::store::FolderOptions;
 
     fn open(root: &Path, node: u32, first: u64) -> Arc<Store> {
         let next = AtomicU64::new(first);

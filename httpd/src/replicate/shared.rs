@@ -36,6 +36,8 @@ const GATHER: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_millis(300);
 /// Tries after which a peer that does not answer does not keep this node from serving.
 const TRIES_BEFORE_ACTIVE: u32 = 3;
+/// Segments of a peer that wait to be opened ahead of need.
+const AHEAD: usize = 1024;
 /// Between looks whether something is dead at others.
 const DEAD_LOOK: Duration = Duration::from_millis(500);
 /// Dead objects said at a time.
@@ -57,8 +59,10 @@ struct SharedChanges {
     reset: bool,
     /// Stripes in which names changed.
     stripes: BTreeSet<u32>,
-    /// Segments that changed.
-    segments: BTreeSet<u64>,
+    /// Segments that grew.
+    growing: BTreeSet<u64>,
+    /// Segments that were sealed, compacted or removed.
+    settled: BTreeSet<u64>,
 }
 
 /// `PUT /-/v1/shared/dead`, and its answer: those that are the node's, durably marked.
@@ -144,6 +148,7 @@ impl Listeners {
         tries: &Cell<u32>,
     ) -> Result<std::convert::Infallible, Broken> {
         let (mut boot, mut since, mut segments_since) = (String::new(), 0, 0);
+        let ahead = Rc::new(Ahead::default());
         loop {
             let asked = Instant::now();
             let path = format!(
@@ -157,11 +162,56 @@ impl Listeners {
                 store.forget_all_foreign();
             }
             news.stripes.iter().for_each(|stripe| shard.node.epochs.raise_stripe(*stripe));
-            store.forget_foreign(news.segments.iter().copied().filter_map(SegmentNumber::new));
+            let settled: Vec<_> = news.settled.into_iter().filter_map(SegmentNumber::new).collect();
+            store.forget_foreign(settled.iter().copied());
+            ahead.add(shard, peer, settled);
+            ahead.add(shard, peer, news.growing.into_iter().filter_map(SegmentNumber::new));
             self.heard.borrow_mut().insert(peer, asked);
             (boot, since, segments_since) = (news.boot, news.since, news.segments_since);
             monoio::time::sleep(GATHER).await;
         }
+    }
+}
+
+/// What is to be opened ahead of need, beside following: a volume that hangs does not hold the news up.
+#[derive(Default)]
+struct Ahead {
+    waiting: RefCell<BTreeSet<SegmentNumber>>,
+    runs: Cell<bool>,
+}
+
+impl Ahead {
+    /// Beyond [`AHEAD`] they are opened when they are asked for.
+    fn add(
+        self: &Rc<Self>,
+        shard: &StorageShard,
+        peer: u32,
+        numbers: impl IntoIterator<Item = SegmentNumber>,
+    ) {
+        let mut waiting = self.waiting.borrow_mut();
+        let room = AHEAD.saturating_sub(waiting.len());
+        waiting.extend(numbers.into_iter().take(room));
+        if waiting.is_empty() || self.runs.replace(true) {
+            return;
+        }
+        let (ahead, store) = (Rc::clone(self), Arc::clone(&shard.node.store));
+        monoio::spawn(async move {
+            loop {
+                let numbers = ahead.waiting.take();
+                if numbers.is_empty() {
+                    break;
+                }
+                let opener = Arc::clone(&store);
+                let open = move || {
+                    opener.open_ahead(peer, numbers);
+                    Ok(())
+                };
+                if let Err(error) = store.pool().run(open).await {
+                    tracing::debug!(peer, %error, "segments are not opened ahead");
+                }
+            }
+            ahead.runs.set(false);
+        });
     }
 }
 
@@ -257,13 +307,17 @@ impl StorageShard {
         let (since, stripes) = news.unwrap_or_else(|_| epochs.changes_since(since));
         let (segments_since, segments) = self.node.store.changes_since(segments_since);
         let reset = stripes.is_none() || segments.is_none();
+        let is_settled = |number: &SegmentNumber| self.node.store.is_settled(*number);
+        let (settled, growing): (Vec<_>, Vec<_>) =
+            segments.unwrap_or_default().into_iter().partition(is_settled);
         let body = SharedChanges {
             boot: self.node.boot.clone(),
             since,
             segments_since,
             reset,
             stripes: stripes.unwrap_or_default(),
-            segments: segments.unwrap_or_default().into_iter().map(SegmentNumber::get).collect(),
+            growing: growing.into_iter().map(SegmentNumber::get).collect(),
+            settled: settled.into_iter().map(SegmentNumber::get).collect(),
         };
         self.answers.json(conn, request, 200, &body).await
     }

@@ -29,6 +29,8 @@ const CATALOG_PATIENCE: Duration = Duration::from_millis(300);
 const PEER_PATIENCE: Duration = Duration::from_secs(12);
 /// The same where the object can be had from a shared volume too.
 const SHARED_PATIENCE: Duration = Duration::from_millis(300);
+/// How long a peer that was silent is not asked then.
+const PASSED_BY: Duration = Duration::from_secs(1);
 /// Payloads up to this size are read into memory, checked and sent in one piece with their head;
 /// larger ones go by sendfile.
 const SMALL_BYTES: u64 = 32 * 1024;
@@ -388,6 +390,9 @@ impl StorageShard {
         writer: Option<u32>,
     ) -> Result<Option<Answered>, ConnError> {
         for address in self.addresses_of_peers(writer) {
+            if self.is_passed_by(address) {
+                continue;
+            }
             let method = request.method.name();
             let mut head =
                 format!("{method} /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n");
@@ -401,8 +406,13 @@ impl StorageShard {
             head.push_str("\r\n");
             let head_only = request.method == Method::Head;
             let asked = self.upstreams.request(address, head.as_bytes(), &[], head_only);
-            let Ok(Ok(response)) = monoio::time::timeout(self.peer_patience(), asked).await else {
-                continue;
+            let response = match monoio::time::timeout(self.peer_patience(), asked).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(_)) => continue,
+                Err(_) => {
+                    self.silent.borrow_mut().insert(address, Instant::now());
+                    continue;
+                }
             };
             if !matches!(response.status, 200 | 206) {
                 self.upstreams.give_back(response);
@@ -412,6 +422,13 @@ impl StorageShard {
             return self.pass_on(conn, request, response).await.map(Some);
         }
         Ok(None)
+    }
+
+    /// Whether a peer was silent a moment ago, and the object can be had otherwise.
+    fn is_passed_by(&self, address: SocketAddr) -> bool {
+        let silent = self.silent.borrow();
+        let asked = silent.get(&address).filter(|_| self.is_shared());
+        asked.is_some_and(|asked| asked.elapsed() < PASSED_BY)
     }
 
     /// How long a peer may take to begin its answer. On a shared volume there is another way to the bytes.

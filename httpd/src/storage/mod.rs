@@ -20,6 +20,7 @@ mod sweep;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -86,6 +87,8 @@ pub(crate) struct StorageShard {
     cold: Rc<cold::Cold>,
     residency: source::Residency,
     groups: RefCell<HashMap<String, u32>>,
+    /// Peers that did not answer, and when.
+    silent: RefCell<HashMap<SocketAddr, Instant>>,
     /// Segments seen lately; the store decides how long they stay open, and what compaction replaced
     /// is let go.
     segments: RefCell<HashMap<SegmentNumber, Weak<Segment>>>,
@@ -110,6 +113,7 @@ impl StorageShard {
             cold: cold::Cold::new(Arc::clone(&node.store), node.config.cold_buffers.0),
             residency: source::Residency::default(),
             groups: RefCell::default(),
+            silent: RefCell::default(),
             segments: RefCell::default(),
             upload_bytes: Cell::new(0),
             answers: Answers::new(
