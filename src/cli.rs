@@ -82,6 +82,11 @@ pub enum Command {
     ///
     /// Exit codes: 0 all is well, 1 something is wrong (each problem is said, the worst first, with what to do).
     Status(ClientOptions),
+    /// Compares the copies that the nodes of each group have
+    ///
+    /// By digests of slots, lengths and checksums: no payload is read (that is the scrub's, and `reel fsck`'s). Exit codes: 0
+    /// all are equal, 1 some differ, or could not be compared.
+    Verify(VerifyArgs),
     /// Asks a role whether it is well
     ///
     /// Exit codes: 0 it is, 1 it is not. With --track it goes on for ever, for Keepalived (`reel config keepalived`).
@@ -104,6 +109,7 @@ impl Command {
             Self::Import(args) => Some(args.client.clone()),
             Self::Node(args) => Some(args.client.clone()),
             Self::Rebalance(args) => Some(args.client.clone()),
+            Self::Verify(args) => Some(args.client.clone()),
             Self::Groups(options) | Self::Nodes(options) | Self::Status(options) => {
                 Some(options.clone())
             }
@@ -213,6 +219,15 @@ pub struct RebuildCatalogArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    /// All groups, all nodes
+    #[arg(long, required = true)]
+    pub cluster: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct NodeArgs {
     #[command(flatten)]
     pub client: ClientOptions,
@@ -222,6 +237,16 @@ pub struct NodeArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum NodeAction {
+    /// A node is to go: it takes no more uploads, and this waits until its peers hold all that it holds
+    ///
+    /// Readers of what it is sending finish. Then stop it (SIGTERM), and retire it. Started again, it takes uploads again.
+    Drain {
+        /// The node's id
+        id: u32,
+        /// How long to wait
+        #[arg(long, default_value = "10 min", value_name = "TIME")]
+        timeout: Span,
+    },
     /// A node that is silent is gone for good: trackers forget it, and uploads wait for it no more
     ///
     /// Its group's other nodes hold what it held. An empty node with the same id takes its place without this: it fills

@@ -23,6 +23,7 @@ mod stat;
 mod status;
 mod up;
 mod url;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -83,6 +84,7 @@ fn run_client(command: Command) -> Result<(), Failure> {
             Command::Groups(_) => groups::run(&client, json).await,
             Command::Status(_) => status::run(&client, json).await,
             Command::Node(args) => node::run(&client, &args).await,
+            Command::Verify(_) => verify::run(&client, json).await,
             Command::Nodes(_) => nodes::run(&client, json).await,
             _ => Ok(()),
         }

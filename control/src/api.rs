@@ -2,6 +2,32 @@
 
 use serde::{Deserialize, Serialize};
 
+/// How the parts of a cluster of this build speak with one another: raised when a message or a file's format changes in a
+/// way that the version before does not understand. Neighbouring versions understand each other, so machines can be upgraded
+/// one at a time; trackers refuse others. (A build with REEL_PROTOCOL set in its environment says that instead: for
+/// `tuning/lab/upgrade.py`.)
+pub const PROTOCOL: u32 = match option_env!("REEL_PROTOCOL") {
+    None => 1,
+    Some(text) => number(text),
+};
+
+const fn number(text: &str) -> u32 {
+    match u32::from_str_radix(text, 10) {
+        Ok(number) => number,
+        Err(_) => panic!("REEL_PROTOCOL is a number"),
+    }
+}
+
+/// What nodes and trackers speak that do not say it: they are older than the field.
+fn first_protocol() -> u32 {
+    1
+}
+
+/// Whether parts of two protocol versions may run in one cluster.
+pub fn speak_with_each_other(one: u32, other: u32) -> bool {
+    one.abs_diff(other) <= 1
+}
+
 /// An error's body, with the status that fits it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -40,6 +66,9 @@ pub struct NodeInfo {
     pub address: String,
     /// The version of its binary.
     pub version: String,
+    /// The protocol version it speaks ([`PROTOCOL`]).
+    #[serde(default = "first_protocol")]
+    pub protocol: u32,
     /// Shards, one a core.
     pub shards: u32,
     /// When it started, milliseconds since 1970 by its own clock.
@@ -218,6 +247,55 @@ pub struct Uploaded {
     pub bytes: u64,
     /// CRC-32 of the bytes, 8 hexadecimal digits.
     pub crc32: String,
+}
+
+/// A copy of a segment, as its node has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyView {
+    /// The segment's number.
+    pub segment: u64,
+    /// It is complete, and its records are confirmed: only then is it to be compared.
+    pub settled: bool,
+    /// Objects that live in it.
+    pub objects: u32,
+    /// Of slots, lengths and checksums of those, 16 hexadecimal digits.
+    digest: String,
+}
+
+impl CopyView {
+    /// A copy.
+    pub fn new(segment: u64, settled: bool, objects: u32, digest: u64) -> Self {
+        Self { segment, settled, objects, digest: format!("{digest:016x}") }
+    }
+
+    /// The digest; `None` when it is not one.
+    pub fn digest(&self) -> Option<u64> {
+        u64::from_str_radix(&self.digest, 16).ok()
+    }
+}
+
+/// `GET /-/v1/copies?after=N&limit=L` at a storage node, in order of number.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CopiesPage {
+    /// The node.
+    pub node: u32,
+    /// A volume keeps the copies for its whole group: it has its own segments only.
+    #[serde(default)]
+    pub shared: bool,
+    /// Its copies.
+    pub copies: Vec<CopyView>,
+    /// Ask again with `after=` this for more; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<u64>,
+}
+
+/// `GET /-/v1/segments/{number}/slots` at a storage node: each in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotsView {
+    /// Slots whose objects can be read.
+    pub living: Vec<u16>,
+    /// Slots whose objects are dead, and not compacted away yet.
+    pub dead: Vec<u16>,
 }
 
 /// The answer to `PUT /-/v1/moves/{user}/{name}`: whether the file is held by the asked node's group from now on.

@@ -16,3 +16,4 @@ pub mod placement;
 pub mod serve;
 pub mod status;
 pub mod tracker;
+pub mod verify;

@@ -234,6 +234,7 @@ mod tests {
                 group,
                 address: format!("192.0.2.{id}:7501"),
                 version: "0".into(),
+                protocol: crate::api::PROTOCOL,
                 shards: 1,
                 started_ms: 0,
                 instance: String::new(),

@@ -11,6 +11,7 @@
 
 mod changes;
 pub mod clock;
+pub mod contents;
 pub mod disk;
 mod error;
 pub mod follow;

@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reel_control::agent::{self, AgentOptions, LeasePool, NodeStatus, Peers};
-use reel_control::api::{Groups, NodeInfo, NodeState};
+use reel_control::api::{Groups, NodeInfo, NodeState, PROTOCOL};
 use reel_control::catalog::{CatalogHandle, barrier, run_batches};
 use reel_control::client::{ClientError, Trackers};
 use reel_control::config::{AccessLogConfig, HttpConfig, Replication, StorageConfig};
@@ -36,6 +36,8 @@ const DISK_PATIENCE: Duration = Duration::from_secs(3);
 const SHARED_THREADS: usize = 16;
 /// Between looks whether a gateway could serve.
 const REACH: Duration = Duration::from_millis(250);
+/// How long a node that stops waits for its followers to have what they lack.
+const LAST_PULL: Duration = Duration::from_secs(2);
 /// How long the last beat may take.
 const LAST_BEAT: Duration = Duration::from_millis(300);
 
@@ -125,7 +127,8 @@ pub fn run_storage(
     let (sockets, address) = listeners(config.listen, shards, false)?;
     let access_log = open_access_log(&config.access_log)?;
     let leases = Arc::new(LeasePool::default());
-    let (store, recovery) = open_store(&common, &config, &leases, &catalog_url)?;
+    let volume = (config.replication == Replication::Shared).then(SharedDisk::default);
+    let (store, recovery) = open_store(&common, &config, volume.as_ref(), &leases, &catalog_url)?;
     let side = Side::start().map_err(io("start the control thread"))?;
     let (catalog, batches) = CatalogHandle::channel();
     let status = Arc::new(node_status(&common, &config, address, shards, &store));
@@ -160,6 +163,7 @@ pub fn run_storage(
         boot,
         config,
         store,
+        volume,
         catalog,
         status: Arc::clone(&status),
         peers,
@@ -169,12 +173,16 @@ pub fn run_storage(
     let (asks, questions) = tokio::sync::mpsc::channel(1);
     let upkeep = start_upkeep(&node, repairs, asks)?;
     let stop = Stop::default();
-    let (stopping, draining, hurried) = (stop.clone(), Arc::clone(&status), Arc::clone(&hurry));
+    let (stopping, stopped, hurried) = (stop.clone(), Arc::clone(&node), Arc::clone(&hurry));
     stopper(Box::new(move || {
         // Trackers hear it with one more beat, and name this node to nobody.
-        draining.enter(NodeState::Draining);
+        stopped.status.enter(NodeState::Draining);
         hurried.notify_one();
         std::thread::sleep(LAST_BEAT);
+        let deadline = Instant::now() + LAST_PULL;
+        while Instant::now() < deadline && !stopped.is_held_by_peers() {
+            std::thread::sleep(LAST_PULL / 100);
+        }
         stopping.stop();
     }));
     ready(address);
@@ -244,19 +252,20 @@ fn start_upkeep(
 fn open_store(
     common: &Common,
     config: &StorageConfig,
+    volume: Option<&SharedDisk>,
     leases: &Arc<LeasePool>,
     catalog_url: &str,
 ) -> Result<(Arc<Store>, Recovery), RunError> {
     let numbers = Arc::clone(leases);
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     let folders = config.data.paths();
     let numbers = Arc::new(move || numbers.next().and_then(SegmentNumber::new));
     let mut options = StoreOptions::new(folders.iter().cloned(), numbers);
-    if let (Replication::Shared, [root]) = (config.replication, folders) {
+    if let (Some(volume), [root]) = (volume, folders) {
         let path = node_folder(root, config.id);
         let pool = DiskPool::start(SHARED_THREADS).map_err(io("start disk threads"))?;
         options = StoreOptions {
-            folders: vec![FolderOptions { path, disk: Arc::new(SharedDisk) }],
+            folders: vec![FolderOptions { path, disk: Arc::new(volume.clone()) }],
             shared: Some(root.clone()),
             pool: Some(pool),
             ..options
@@ -300,6 +309,7 @@ fn node_status(
             group: config.group,
             address: config.advertise.unwrap_or(address).to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: PROTOCOL,
             shards: shards as u32,
             started_ms: reel_engine::clock::now_ms(),
             instance: format!("{:032x}", store.superblock().instance),

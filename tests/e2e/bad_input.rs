@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 
-use crate::harness::{Base, Role, Up, bytes, eventually, get, put, reel};
+use crate::harness::{Base, Role, Up, bytes, eventually, get, nodes_keep_copies, put, reel};
 
 #[test]
 fn a_body_cut_short_leaves_nothing() {
@@ -72,6 +72,9 @@ fn a_damaged_object_is_never_served_as_right() {
 
 #[test]
 fn a_damaged_or_missing_object_is_read_from_a_peer() {
+    if !nodes_keep_copies("a_damaged_or_missing_object_is_read_from_a_peer") {
+        return;
+    }
     let base = Base::start();
     let one = base.storage(101, "one", "ack = 2");
     let two = base.storage(102, "two", "ack = 2");

@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 
 use reel_control::catalog::{Catalog, Row, Stamp, Write};
 
-use crate::harness::{Base, Role, bytes, delete, eventually, get, has, put, reel, wait_healthy};
+use crate::harness::{
+    Base, Role, bytes, delete, eventually, get, has, nodes_keep_copies, put, reel, wait_healthy,
+};
 
 /// An ext4 of its own in a file, mounted. Unmounted when dropped.
 struct Mounted {
@@ -81,6 +83,9 @@ fn fsck_is_clean(folders: &[&Path]) {
 
 #[test]
 fn a_full_disk_refuses_uploads_and_takes_them_again_after_deletes() {
+    if !nodes_keep_copies("a_full_disk_refuses_uploads_and_takes_them_again_after_deletes") {
+        return;
+    }
     let Some(disk) = Mounted::ext4(96, "a_full_disk") else { return };
     let base = Base::start();
     let data = disk.path().join("data");
@@ -130,6 +135,9 @@ fn a_full_disk_refuses_uploads_and_takes_them_again_after_deletes() {
 
 #[test]
 fn a_disk_that_fails_takes_only_its_objects_out() {
+    if !nodes_keep_copies("a_disk_that_fails_takes_only_its_objects_out") {
+        return;
+    }
     let Some(disk) = Mounted::ext4(512, "a_disk_that_fails") else { return };
     let Some(other) = Mounted::ext4(256, "a_disk_that_fails") else { return };
     let base = Base::start();
@@ -214,6 +222,9 @@ async fn rows(url: &str) -> Vec<Row> {
 
 #[test]
 fn a_lost_catalog_is_made_again_row_by_row() {
+    if !nodes_keep_copies("a_lost_catalog_is_made_again_row_by_row") {
+        return;
+    }
     let base = Base::start();
     let folders: [PathBuf; 2] = [base.dir.path().join("a"), base.dir.path().join("b")];
     let folders: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
@@ -302,6 +313,9 @@ fn the_sweep_buries_what_no_row_names_and_nothing_else() {
 
 #[test]
 fn what_the_scrub_finds_damaged_is_repaired_from_a_peer() {
+    if !nodes_keep_copies("what_the_scrub_finds_damaged_is_repaired_from_a_peer") {
+        return;
+    }
     let base = Base::start();
     let more = "[storage.upkeep]\nscrub_every = \"1 s\"\nshare = 100\n";
     let config = base.storage_config(101, "first", more);

@@ -1,6 +1,8 @@
 //! A group's nodes come to hold the same objects, whatever happened to one of them.
 
-use crate::harness::{Base, Role, bytes, delete, eventually, get, put};
+use crate::harness::{
+    Base, Role, bytes, delete, eventually, get, nodes_keep_copies, put, reel, shared_mounts, signal,
+};
 
 fn by_id(node: &Role, object: &str) -> Option<Vec<u8>> {
     get(&node.address, &format!("/-/v1/objects/{object}"))
@@ -22,6 +24,9 @@ fn upload(node: &Role, path: &str, body: &[u8]) -> String {
 
 #[test]
 fn a_wiped_node_fills_itself_up_again() {
+    if !nodes_keep_copies("a_wiped_node_fills_itself_up_again") {
+        return;
+    }
     let base = Base::start();
     let one = base.storage(101, "one", "");
     let two = base.storage(102, "two", "");
@@ -62,7 +67,9 @@ fn deletes_and_replaces_reach_the_peer() {
     let gone = upload(&one, "/ann/gone", &bytes(1, 3000));
     let old = upload(&one, "/ann/replaced", &bytes(2, 2_000_000));
     for object in [&gone, &old] {
-        eventually("the peer holds it", || by_id(&two, object));
+        // Of a shared volume's segment that is being written, only its node answers by id.
+        let holder = if shared_mounts().is_some() { &one } else { &two };
+        eventually("the peer holds it", || by_id(holder, object));
     }
     assert_eq!(delete(&two.address, "/ann/gone").unwrap().status, 204);
     upload(&two, "/ann/replaced", &bytes(3, 100));
@@ -125,6 +132,9 @@ fn a_node_asks_its_peer_before_it_says_that_an_object_is_not_there() {
 
 #[test]
 fn an_answered_upload_is_on_both_nodes_with_ack_2() {
+    if !nodes_keep_copies("an_answered_upload_is_on_both_nodes_with_ack_2") {
+        return;
+    }
     let base = Base::start();
     let one = base.storage(101, "one", "ack = 2");
     let two = base.storage(102, "two", "ack = 2");
@@ -138,6 +148,9 @@ fn an_answered_upload_is_on_both_nodes_with_ack_2() {
 
 #[test]
 fn an_upload_that_too_few_nodes_could_hold_is_refused_or_says_so() {
+    if !nodes_keep_copies("an_upload_that_too_few_nodes_could_hold_is_refused_or_says_so") {
+        return;
+    }
     let base = Base::start();
     let one = base.storage(101, "one", "ack = 2");
     let refused = put(&one.address, "/ann/x", b"bytes").unwrap();
@@ -162,6 +175,9 @@ fn an_upload_that_too_few_nodes_could_hold_is_refused_or_says_so() {
 
 #[test]
 fn a_large_upload_is_sent_to_the_peers_while_it_comes_in() {
+    if !nodes_keep_copies("a_large_upload_is_sent_to_the_peers_while_it_comes_in") {
+        return;
+    }
     let base = Base::start();
     let one = base.storage(101, "one", "ack = 2");
     let two = base.storage(102, "two", "ack = 2");
@@ -293,4 +309,91 @@ fn the_client_goes_on_at_the_exact_byte_when_a_node_dies() {
         assert!(child.wait().unwrap().success());
         whole
     });
+}
+
+/// The copies of a node as it tells them: segment, whether it is settled, living objects.
+fn copies(node: &Role) -> Vec<(u64, bool, u64)> {
+    let answer = get(&node.address, "/-/v1/copies").unwrap();
+    let copy = |copy: &serde_json::Value| {
+        let number = |key: &str| copy[key].as_u64().unwrap();
+        (number("segment"), copy["settled"].as_bool().unwrap(), number("objects"))
+    };
+    answer.json()["copies"].as_array().unwrap().iter().map(copy).collect()
+}
+
+#[test]
+fn copies_that_differ_are_found_and_what_is_dead_is_buried_again() {
+    if !nodes_keep_copies("copies_that_differ_are_found_and_what_is_dead_is_buried_again") {
+        return;
+    }
+    let base = Base::start();
+    let one = base.storage(101, "one", "");
+    let two = base.storage(102, "two", "");
+    upload(&one, "/ann/kept", &bytes(1, 3000));
+    let gone = put(&one.address, "/ann/gone", &bytes(2, 3000)).unwrap().json();
+    let text = |key: &str| gone[key].as_str().unwrap().to_owned();
+    let (object, path) = (text("object"), text("path"));
+    eventually("the peer holds it", || by_id(&two, &object));
+    assert_eq!(delete(&one.address, "/ann/gone").unwrap().status, 204);
+    eventually("it is dead at the peer", || by_id(&two, &object).is_none().then_some(()));
+    // A stop in order seals.
+    signal(one.pid(), rustix::process::Signal::TERM);
+    one.wait();
+    eventually("the peer's copies are complete", || {
+        copies(&two).iter().all(|(_, settled, _)| *settled).then_some(())
+    });
+    // Its mark gets lost at the first node.
+    let slot = usize::from_str_radix(&object[object.len() - 4..], 16).unwrap();
+    let table = base.dir.path().join("one").join(path).with_extension("idx");
+    let mut file = std::fs::File::options().write(true).open(&table).unwrap();
+    let mark = reel_engine::format::table::ENTRIES_AT + slot * 16 + 7;
+    std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(mark as u64)).unwrap();
+    std::io::Write::write_all(&mut file, &[0]).unwrap();
+    let one = base.storage(101, "one", "");
+    assert!(by_id(&one, &object).is_some(), "it lives again");
+    let verify = || {
+        let trackers = base.tracker.address.as_str();
+        reel().env("REEL_TRACKERS", trackers).args(["verify", "--cluster"]).output().unwrap()
+    };
+    let found = verify();
+    let said = String::from_utf8_lossy(&found.stdout).into_owned();
+    assert_eq!(found.status.code(), Some(1), "{said}");
+    assert!(said.contains("node 101 has 2 objects, node 102 has 1 objects"), "{said}");
+    one.kill();
+    let often = "[storage.upkeep]\ncompare_every = \"1 s\"\n";
+    let one = base.storage(101, "one", often);
+    eventually("it is buried again", || by_id(&one, &object).is_none().then_some(()));
+    let equal = eventually("all is equal", || {
+        let found = verify();
+        (found.status.code() == Some(0)).then_some(found)
+    });
+    let said = String::from_utf8_lossy(&equal.stdout).into_owned();
+    assert!(said.contains("0 differ"), "{said}");
+    assert_eq!(get(&one.address, "/ann/kept").unwrap().body, bytes(1, 3000));
+}
+
+#[test]
+fn a_node_drains_when_its_peers_hold_all() {
+    let base = Base::start();
+    let one = base.storage(101, "one", "");
+    let two = base.storage(102, "two", "");
+    for index in 0..50 {
+        upload(&one, &format!("/ann/{index}"), &bytes(index, 20_000));
+    }
+    let drain = |id: &str| {
+        let trackers = base.tracker.address.as_str();
+        reel().env("REEL_TRACKERS", trackers).args(["node", "drain", id]).output().unwrap()
+    };
+    let drained = drain("101");
+    let said = String::from_utf8_lossy(&drained.stdout).into_owned();
+    assert_eq!(drained.status.code(), Some(0), "{said} {drained:?}");
+    assert!(said.contains("its peers hold all that it holds"), "{said}");
+    assert_eq!(put(&one.address, "/ann/new", b"x").unwrap().status, 503);
+    one.kill();
+    for index in 0..50 {
+        assert_eq!(get(&two.address, &format!("/ann/{index}")).unwrap().body, bytes(index, 20_000));
+    }
+    let unknown = drain("7");
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("there is no node 7"));
 }

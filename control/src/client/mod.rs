@@ -14,7 +14,7 @@ pub use error::{ClientError, checked};
 pub use trackers::{PARTIAL, Trackers, http_client};
 pub use transfer::{Progress, Source};
 
-use crate::api::{Address, Addresses, FileView, Files, Groups, Moved, Nodes, Purpose};
+use crate::api::{Address, Addresses, CopiesPage, FileView, Files, Groups, Moved, Nodes, Purpose};
 use crate::names;
 use crate::status::Told;
 
@@ -158,6 +158,29 @@ impl Client {
             }
         }
         Err(ClientError::Nobody("node of the file's group"))
+    }
+
+    /// What a node's copies hold.
+    pub async fn copies(
+        &self,
+        node: &Address,
+        after: Option<u64>,
+        limit: Option<u32>,
+    ) -> Result<CopiesPage, ClientError> {
+        let mut url = format!("http://{}/-/v1/copies?", node.address);
+        if let Some(after) = after {
+            url.push_str(&format!("after={after}&"));
+        }
+        if let Some(limit) = limit {
+            url.push_str(&format!("limit={limit}"));
+        }
+        json(checked(self.http.get(url).send().await, &node.address).await?, &node.address).await
+    }
+
+    /// Asks a node to take no more uploads.
+    pub async fn drain(&self, node: &Address) -> Result<(), ClientError> {
+        let request = self.http.put(format!("http://{}/-/v1/drain", node.address)).body("");
+        checked(request.send().await, &node.address).await.map(drop)
     }
 
     /// The active nodes of a group.

@@ -301,6 +301,8 @@ pub struct UpkeepConfig {
     pub sweep_every: Span,
     /// How old an object without a name is before it is buried.
     pub orphan_grace: Span,
+    /// From one comparison of copies with those of the peers to the next.
+    pub compare_every: Span,
 }
 
 impl Default for UpkeepConfig {
@@ -313,6 +315,7 @@ impl Default for UpkeepConfig {
             tombstone_keep: Span::ms(30 * 24 * HOUR),
             sweep_every: Span::ms(24 * HOUR),
             orphan_grace: Span::ms(HOUR),
+            compare_every: Span::ms(24 * HOUR),
         }
     }
 }

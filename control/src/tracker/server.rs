@@ -14,7 +14,10 @@ use serde::Deserialize;
 use super::others;
 use super::state::{Registry, RetireError};
 use super::users::Users;
-use crate::api::{Address, Addresses, Beat, BeatAnswer, Groups, HeardView, Nodes, Purpose};
+use crate::api::{
+    Address, Addresses, Beat, BeatAnswer, Groups, HeardView, Nodes, PROTOCOL, Purpose,
+    speak_with_each_other,
+};
 use crate::catalog::{Catalog, CatalogError};
 use crate::client::PARTIAL;
 use crate::names;
@@ -167,6 +170,13 @@ async fn hear(
 ) -> Result<Json<BeatAnswer>, Refusal> {
     if beat.cluster != tracker.cluster {
         return Err(Refusal::wrong_cluster(&tracker.cluster, &beat.cluster));
+    }
+    if !speak_with_each_other(beat.node.protocol, PROTOCOL) {
+        let message = format!(
+            "node {} speaks protocol {} and this tracker {PROTOCOL}: versions may differ by one, upgrade step by step",
+            beat.node.id, beat.node.protocol
+        );
+        return Err(Refusal::new(StatusCode::CONFLICT, "other_protocol", message));
     }
     let now = tracker.now();
     let heard = tracker.registry.lock().hear(beat, now);

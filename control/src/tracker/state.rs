@@ -279,6 +279,7 @@ mod tests {
                 group: 1,
                 address: format!("127.0.0.1:{id}"),
                 version: "0".into(),
+                protocol: crate::api::PROTOCOL,
                 shards: 2,
                 started_ms: 5,
                 instance: instance.into(),

@@ -6,20 +6,69 @@
 //! a thread of their own, because FUSE tells the volume of each close and waits for the answer.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, StatxFlags};
+use rustix::io::Errno;
 
 use super::{Disk, Listed, LockError, Map, Mode, RawFile, RealDisk, SyncPoint};
 
+/// Files in split-brain that are remembered.
+const SPLIT: usize = 64;
+/// What GlusterFS says of a file that gave an I/O error (its "split-brain resolution from the mount").
+const SPLIT_STATUS: &str = "replica.split-brain-status";
+
 /// A mounted volume of several machines.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SharedDisk;
+#[derive(Debug, Clone, Default)]
+pub struct SharedDisk {
+    /// Files of which the volume does not know which copy is right.
+    split: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+impl SharedDisk {
+    /// Files that cannot be read because the volume has several truths of them; at most 64.
+    pub fn split_brain_files(&self) -> Vec<PathBuf> {
+        self.split.lock().iter().cloned().collect()
+    }
+
+    /// Says of an I/O error whether it is one file's only, and why: the volume works then.
+    fn explain(&self, path: &Path, error: io::Error) -> io::Error {
+        if error.raw_os_error() != Some(Errno::IO.raw_os_error()) {
+            return error;
+        }
+        let mut status = [0; 256];
+        let length = rustix::fs::getxattr(path, SPLIT_STATUS, &mut status).unwrap_or(0);
+        let status = String::from_utf8_lossy(&status[..length]).into_owned();
+        if !is_split(&status) {
+            return error;
+        }
+        let mut split = self.split.lock();
+        if split.len() < SPLIT && split.insert(path.to_owned()) {
+            tracing::error!(path = %path.display(), status, "file in split-brain: decide with `gluster volume heal VOLUME split-brain`");
+        }
+        io::Error::other(format!("in split-brain ({status})"))
+    }
+
+    /// It could be read: somebody has decided.
+    fn is_whole(&self, path: &Path) {
+        let mut split = self.split.lock();
+        if !split.is_empty() {
+            split.remove(path);
+        }
+    }
+}
+
+/// `data-split-brain:yes    metadata-split-brain:no    Choices:…`, or a sentence when all is well.
+fn is_split(status: &str) -> bool {
+    status.contains("split-brain:yes")
+}
 
 impl Disk for SharedDisk {
     fn open(&self, path: &Path, mode: Mode) -> io::Result<Box<dyn RawFile>> {
@@ -30,8 +79,8 @@ impl Disk for SharedDisk {
             Mode::WriteThrough => return Err(io::ErrorKind::Unsupported.into()),
             mode => mode,
         };
-        let file = RealDisk.open(path, mode)?;
-        Ok(Box::new(SharedFile { file: Some(file) }))
+        let file = RealDisk.open(path, mode).map_err(|error| self.explain(path, error))?;
+        Ok(Box::new(SharedFile { file: Some(file), path: path.to_owned(), disk: self.clone() }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -79,6 +128,8 @@ impl Disk for SharedDisk {
 struct SharedFile {
     /// Taken when it is dropped.
     file: Option<Box<dyn RawFile>>,
+    path: PathBuf,
+    disk: SharedDisk,
 }
 
 impl SharedFile {
@@ -110,7 +161,13 @@ fn closer() -> Option<&'static Sender<Box<dyn RawFile>>> {
 
 impl RawFile for SharedFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file()?.read_at(buffer, offset)
+        match self.file()?.read_at(buffer, offset) {
+            Ok(read) => {
+                self.disk.is_whole(&self.path);
+                Ok(read)
+            }
+            Err(error) => Err(self.disk.explain(&self.path, error)),
+        }
     }
 
     fn read_resident(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<usize> {
@@ -163,5 +220,18 @@ impl RawFile for SharedFile {
 
     fn direct(&self) -> Option<&File> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_glusterfs_calls_split_is_split() {
+        assert!(is_split("data-split-brain:yes    metadata-split-brain:no    Choices:a,b"));
+        assert!(is_split("data-split-brain:no    metadata-split-brain:yes    Choices:a,b"));
+        assert!(!is_split("The file is not under data or metadata split-brain"));
+        assert!(!is_split(""));
     }
 }

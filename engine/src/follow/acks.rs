@@ -35,6 +35,11 @@ impl Acks {
         }
     }
 
+    /// Whether `peers` followers hold a segment up to `end`.
+    pub fn are_held(&self, number: SegmentNumber, end: u64, peers: usize) -> bool {
+        self.holders(number, end) >= peers
+    }
+
     fn holders(&self, number: SegmentNumber, end: u64) -> usize {
         self.held
             .lock()

@@ -293,6 +293,11 @@ impl<N: Net> Followers<N> {
         Ok(sealed)
     }
 
+    /// Something lacks here that no news will tell of: all segments of every peer are gone through again.
+    pub fn list_anew(&self) {
+        self.lose();
+    }
+
     /// How far this node is behind each peer.
     pub fn lags(&self) -> Vec<(u32, Lag)> {
         self.lag.borrow().iter().map(|(peer, lag)| (*peer, *lag)).collect()

@@ -507,7 +507,12 @@ impl Store {
         self.own_copies.lock().iter().copied().collect()
     }
 
-    /// Segments that would be read at a start.
+    /// Segments that would be read at a start: they are being written, or not all of their records are confirmed.
+    pub fn marked(&self) -> Vec<SegmentNumber> {
+        self.marked.lock().iter().copied().collect()
+    }
+
+    /// How many those are.
     pub fn marked_count(&self) -> usize {
         self.marked.lock().len()
     }

@@ -368,7 +368,7 @@ mod tests {
         let path = node_folder(root, node);
         let options = StoreOptions {
             node,
-            folders: vec![FolderOptions { path, disk: Arc::new(SharedDisk) }],
+            folders: vec![FolderOptions { path, disk: Arc::new(SharedDisk::default()) }],
             shared: Some(root.to_owned()),
             prewrite_bytes: 0,
             ..StoreOptions::new([], numbers)

@@ -6,6 +6,7 @@
 //!
 //! Where a volume keeps the copies, nodes only tell one another what changed and what is dead ([`shared`]).
 
+mod compare;
 mod pull;
 mod push;
 mod serve;
@@ -15,9 +16,20 @@ use reel_engine::format::segment_header::SegmentKind;
 use reel_engine::{Known, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
+use crate::answer::Problem;
+
 pub(crate) use pull::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers};
 pub(crate) use push::Push;
 pub(crate) use shared::run_shared;
+
+fn segment_number(text: &str) -> Result<SegmentNumber, Problem> {
+    let number = text.parse().ok().and_then(SegmentNumber::new);
+    number.ok_or_else(|| Problem::new(400, "bad_request", "a segment number is decimal"))
+}
+
+fn not_here(number: SegmentNumber) -> Problem {
+    Problem::new(404, "not_found", format!("segment {number} is not here"))
+}
 
 /// Segments of one page.
 const PAGE: usize = 500;

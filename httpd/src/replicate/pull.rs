@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use reel_control::agent::Peer;
 use reel_control::api::NodeState;
+use reel_control::catalog::CatalogError;
 use reel_engine::follow::{self, Followers, Net, News, Page, Pulled};
 use reel_engine::replica::Arrived;
 use reel_engine::{Error, Known, SegmentNumber};
 use tokio::sync::mpsc::Receiver;
 
+use super::compare::run_compares;
 use super::{Changes, DeadSlots, SegmentView, SegmentsPage};
 use crate::conn::ConnError;
 use crate::shard::Stop;
@@ -43,6 +45,8 @@ pub(super) enum Broken {
     Status(u16),
     #[error("the peer's answer is not understood: {0}")]
     Json(#[from] serde_json::Error),
+    #[error("{0}")]
+    Catalog(#[from] CatalogError),
     #[error("the trackers do not name it any more")]
     Unknown,
 }
@@ -51,6 +55,7 @@ pub(super) enum Broken {
 pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
     let (store, copying) = (Arc::clone(&shard.node.store), shard.node.copying.clone());
     let followers = Followers::new(OverHttp(Rc::clone(&shard)), store, copying);
+    monoio::spawn(run_compares(Rc::clone(&shard), Rc::clone(&followers), stop.clone()));
     while !stop.is_stopping() {
         shard.follow(&followers);
         match followers.seal_own().await {

@@ -7,8 +7,7 @@ use std::time::Duration;
 use reel_engine::follow::Portion;
 use reel_engine::{Error, SegmentNumber};
 
-use super::{Changes, DeadSlots, PAGE, SegmentView, SegmentsPage};
-use crate::answer::Problem;
+use super::{Changes, DeadSlots, PAGE, SegmentView, SegmentsPage, not_here, segment_number};
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
 use crate::shard::Answered;
@@ -19,15 +18,6 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 
 pub(super) fn number_of(request: &Request, key: &str) -> Option<u64> {
     query_value(&request.query, key)?.parse().ok()
-}
-
-fn segment_number(text: &str) -> Result<SegmentNumber, Problem> {
-    let number = text.parse().ok().and_then(SegmentNumber::new);
-    number.ok_or_else(|| Problem::new(400, "bad_request", "a segment number is decimal"))
-}
-
-fn not_here(number: SegmentNumber) -> Problem {
-    Problem::new(404, "not_found", format!("segment {number} is not here"))
 }
 
 impl StorageShard {
@@ -79,13 +69,16 @@ impl StorageShard {
         }
     }
 
-    /// `GET /-/v1/segments/{number}` and `…/dead`.
+    /// `GET /-/v1/segments/{number}`, `…/dead` and `…/slots`.
     pub(crate) async fn segment_view(
         &self,
         conn: &mut Conn,
         request: &Request,
         rest: &str,
     ) -> Result<Answered, ConnError> {
+        if let Some(number) = rest.strip_suffix("/slots") {
+            return self.slots_view(conn, request, number).await;
+        }
         let (number, dead) = match rest.strip_suffix("/dead") {
             Some(number) => (number, true),
             None => (rest, false),

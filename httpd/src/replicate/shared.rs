@@ -1,6 +1,6 @@
 //! A group whose volume keeps the copies (`replication = "shared"`): what nodes still tell one another.
 //!
-//! Each node asks every peer what changed there ([`SharedChanges`]): stripes of names, so that no shard shows an old file
+//! Each node asks every peer what changed there ([`SharedChanges`]): names, so that no shard shows an old file
 //! for long, and segments, so that files of the peer's are opened anew after it compacted or removed them. And it says
 //! which of the peer's objects are dead ([`DeadObjects`]), until the peer has marked them durably: only the node that made a
 //! segment writes into it.
@@ -57,8 +57,8 @@ struct SharedChanges {
     segments_since: u64,
     /// The marks are too old, or of another life: nothing that was known before holds.
     reset: bool,
-    /// Stripes in which names changed.
-    stripes: BTreeSet<u32>,
+    /// Hashes of names that changed.
+    names: BTreeSet<u32>,
     /// Segments that grew.
     growing: BTreeSet<u64>,
     /// Segments that were sealed, compacted or removed.
@@ -161,7 +161,7 @@ impl Listeners {
                 shard.node.following.doubt(Instant::now());
                 store.forget_all_foreign();
             }
-            news.stripes.iter().for_each(|stripe| shard.node.epochs.raise_stripe(*stripe));
+            news.names.iter().for_each(|hash| shard.node.epochs.raise_told(*hash));
             let settled: Vec<_> = news.settled.into_iter().filter_map(SegmentNumber::new).collect();
             store.forget_foreign(settled.iter().copied());
             ahead.add(shard, peer, settled);
@@ -304,9 +304,9 @@ impl StorageShard {
         let (since, segments_since) = (mark("since"), mark("segments"));
         let epochs = &self.node.epochs;
         let news = monoio::time::timeout(wait.min(MAX_WAIT), epochs.changes_beyond(since)).await;
-        let (since, stripes) = news.unwrap_or_else(|_| epochs.changes_since(since));
+        let (since, names) = news.unwrap_or_else(|_| epochs.changes_since(since));
         let (segments_since, segments) = self.node.store.changes_since(segments_since);
-        let reset = stripes.is_none() || segments.is_none();
+        let reset = names.is_none() || segments.is_none();
         let is_settled = |number: &SegmentNumber| self.node.store.is_settled(*number);
         let (settled, growing): (Vec<_>, Vec<_>) =
             segments.unwrap_or_default().into_iter().partition(is_settled);
@@ -315,7 +315,7 @@ impl StorageShard {
             since,
             segments_since,
             reset,
-            stripes: stripes.unwrap_or_default(),
+            names: names.unwrap_or_default(),
             growing: growing.into_iter().map(SegmentNumber::get).collect(),
             settled: settled.into_iter().map(SegmentNumber::get).collect(),
         };

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use reel_control::api::{FileView, Files, NodeState};
 use reel_control::names;
 use reel_engine::ObjectId;
+use reel_engine::disk::SharedDisk;
 
 use super::StorageShard;
 use crate::answer::Problem;
@@ -30,6 +31,11 @@ impl StorageShard {
                     && let Some(number) = rest.strip_suffix("/copy")
                 {
                     return self.take_copy(conn, request, number).await;
+                }
+                if request.path == "/-/v1/drain" {
+                    tracing::info!("asked to drain: no more uploads are taken");
+                    self.node.status.enter(NodeState::Draining);
+                    return self.answers.done(conn, request).await;
                 }
                 if request.path == "/-/v1/shared/dead" {
                     return self.take_dead(conn, request).await;
@@ -59,6 +65,7 @@ impl StorageShard {
                     .await;
             }
             "/-/v1/segments" => return self.segments_page(conn, request).await,
+            "/-/v1/copies" => return self.copies_page(conn, request).await,
             "/-/v1/shared/changes" => return self.shared_changes(conn, request).await,
             "/-/v1/segments/changes" => return self.segment_changes(conn, request).await,
             _ => {}
@@ -114,6 +121,7 @@ impl StorageShard {
                 Some(serde_json::json!({"folder": folder.path, "reason": reason}))
             })
             .collect();
+        let split = self.node.volume.as_ref().map(SharedDisk::split_brain_files);
         let (free, total) = self.node.store.space();
         let body = serde_json::json!({
             "status": if wrong.is_empty() { "ok" } else { "unavailable" },
@@ -122,6 +130,7 @@ impl StorageShard {
             "state": state,
             "wrong": wrong,
             "failing_folders": failing,
+            "split_brain_files": split,
             "free": free,
             "capacity": total,
             "segments": self.node.store.segment_count(),
@@ -141,6 +150,9 @@ impl StorageShard {
             let failing = f64::from(u8::from(folder.failed.is_some()));
             metrics::gauge!("reel_folder_failing", "folder" => path.clone()).set(failing);
             metrics::gauge!("reel_folder_free_bytes", "folder" => path).set(folder.free as f64);
+        }
+        if let Some(volume) = &self.node.volume {
+            metrics::gauge!("reel_split_brain_files").set(volume.split_brain_files().len() as f64);
         }
         metrics::gauge!("reel_segments_marked").set(self.node.store.marked_count() as f64);
         metrics::gauge!("reel_segments").set(self.node.store.segment_count() as f64);

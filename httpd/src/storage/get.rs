@@ -11,6 +11,7 @@ use reel_control::catalog::CatalogError;
 use reel_control::names;
 use reel_engine::{Error, Located, ObjectId, Place, Segment, read};
 
+use super::epochs::NameHash;
 use super::names::{File, Remembered};
 use super::patience::in_time;
 use super::source::{Here, Source};
@@ -89,15 +90,16 @@ impl StorageShard {
         user: &str,
         name: &str,
     ) -> Result<Option<Rc<File>>, Problem> {
-        let epoch = self.node.epochs.of(user, name);
+        let (asked_at, epoch) = (Instant::now(), self.node.epochs.of(NameHash::of(user, name)));
         let stale = match self.names.get(user, name, epoch, &self.node.following) {
             Remembered::Fresh(file) => return Ok(Some(file)),
             Remembered::Aged(file) => {
                 let (shard, user, name) = (Rc::clone(self), user.to_owned(), name.to_owned());
                 monoio::spawn(async move {
-                    let epoch = shard.node.epochs.of(&user, &name);
+                    let epoch = shard.node.epochs.of(NameHash::of(&user, &name));
+                    let asked_at = Instant::now();
                     match shard.node.catalog.lookup(&user, &name).await {
-                        Ok(Some(row)) => drop(shard.names.insert(row, epoch)),
+                        Ok(Some(row)) => drop(shard.names.insert(row, epoch, asked_at)),
                         Ok(None) => shard.names.remove(&user, &name),
                         Err(_) => shard.names.ask_later(&user, &name),
                     }
@@ -105,7 +107,7 @@ impl StorageShard {
                 return Ok(Some(file));
             }
             Remembered::Stale(file) => Some(file),
-            Remembered::Unknown => None,
+            Remembered::Changed | Remembered::Unknown => None,
         };
         let asked = self.node.catalog.lookup(user, name);
         let answer = match &stale {
@@ -115,7 +117,7 @@ impl StorageShard {
             }),
         };
         match answer {
-            Ok(Some(row)) => Ok(Some(self.names.insert(row, epoch))),
+            Ok(Some(row)) => Ok(Some(self.names.insert(row, epoch, asked_at))),
             Ok(None) => {
                 self.names.remove(user, name);
                 Ok(None)

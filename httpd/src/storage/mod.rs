@@ -3,6 +3,7 @@
 mod admin;
 mod cold;
 mod delete;
+mod epochs;
 mod following;
 mod get;
 mod hot;
@@ -27,13 +28,15 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use reel_control::agent::{NodeStatus, Peers};
+use reel_control::api::NodeState;
 use reel_control::catalog::CatalogHandle;
 use reel_control::config::{Replication, StorageConfig};
+use reel_engine::disk::SharedDisk;
 use reel_engine::follow::{Acks, Copying};
 use reel_engine::{Place, Segment, SegmentNumber, Store, Writer};
 
+pub(crate) use epochs::Epochs;
 pub(crate) use following::Following;
-pub(crate) use names::Epochs;
 pub(crate) use offer::offer_again;
 pub use offer::offer_of;
 pub(crate) use repair::repair_damaged;
@@ -63,6 +66,8 @@ const PEER_CONNECTIONS: usize = 256;
 pub(crate) struct Node {
     pub(crate) config: StorageConfig,
     pub(crate) store: Arc<Store>,
+    /// The volume that keeps the copies, when one does.
+    pub(crate) volume: Option<SharedDisk>,
     pub(crate) catalog: CatalogHandle,
     pub(crate) epochs: Epochs,
     pub(crate) status: Arc<NodeStatus>,
@@ -74,6 +79,24 @@ pub(crate) struct Node {
     pub(crate) access_log: Option<Arc<AccessLog>>,
     /// Tells two lives of a node apart for followers.
     pub(crate) boot: String,
+}
+
+impl Node {
+    /// Whether every living peer holds all that this node has written lately.
+    pub(crate) fn is_held_by_peers(&self) -> bool {
+        if self.config.replication == Replication::Shared {
+            return true;
+        }
+        let peers = self.peers.read();
+        let living = peers.iter().flatten().filter(|peer| peer.state != NodeState::Offline).count();
+        self.store.marked().into_iter().all(|number| {
+            // One that is not open is no active one of this node's.
+            self.store.loaded(number).is_none_or(|segment| {
+                let own = segment.header().creator == self.config.id;
+                !own || self.acks.are_held(number, segment.durable(), living)
+            })
+        })
+    }
 }
 
 /// One shard of a storage node.

@@ -1,108 +1,22 @@
 //! Names a shard remembers, so that a read by name costs no SQL when it was read lately.
 //!
-//! Two things keep them true. A table of epochs that all shards share: whoever learns that a name
-//! changed (the node's own write, a peer's record) raises the epoch of the name's stripe, and an
-//! entry of another epoch is not used. And age: an entry older than the configured one is still
-//! used, but the catalog is asked beside the answer; before it, when peers' records may be missing
-//! (`following`).
+//! Two things keep them true. Epochs: an entry whose name has changed since it was asked for is not used. And age: an
+//! entry older than the configured one is still used, but the catalog is asked beside the answer; before it, when peers'
+//! records may be missing (`following`).
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState as FastHash;
-use parking_lot::Mutex;
 use reel_control::catalog::Row;
 use reel_control::config::{CacheRule, StorageConfig};
-use reel_engine::Changes;
-use reel_engine::signal::Signal;
 
 use super::Following;
+use super::epochs::{Epoch, Epochs, NameHash};
 use crate::http::response::Head;
 use crate::tally::Count;
-
-/// Stripes of the epoch table. Two names of one stripe cost each other a look-up when one changes.
-const STRIPES: usize = 1 << 16;
-
-/// Counts changes of names, striped. Shared by the shards; 512 KiB.
-pub(crate) struct Epochs {
-    stripes: Box<[AtomicU64]>,
-    /// Stripes in which this node changed a name, for peers that follow no records; `None` when they do.
-    told: Option<Told>,
-}
-
-/// Changes that peers ask for.
-#[derive(Default)]
-struct Told {
-    changes: Mutex<Changes<u32>>,
-    grown: Signal,
-}
-
-impl Epochs {
-    pub(crate) fn new() -> Self {
-        Self { stripes: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(), told: None }
-    }
-
-    /// Also keeps what this node changed, for [`Epochs::changes_beyond`].
-    pub(crate) fn telling() -> Self {
-        Self { told: Some(Told::default()), ..Self::new() }
-    }
-
-    /// The stripe of a name, on every node the same. Whoever picks names for one stripe makes the catalog be asked for
-    /// his own.
-    fn stripe(user: &str, name: &str) -> usize {
-        let mut hasher = crc32fast::Hasher::new();
-        hasher.update(user.as_bytes());
-        hasher.update(b"/");
-        hasher.update(name.as_bytes());
-        hasher.finalize() as usize % STRIPES
-    }
-
-    /// The epoch of a name now. To be read before the catalog is asked.
-    pub(crate) fn of(&self, user: &str, name: &str) -> u64 {
-        self.stripes[Self::stripe(user, name)].load(Ordering::Acquire)
-    }
-
-    /// The name changed: what shards remember of it is not used any more.
-    pub(crate) fn raise(&self, user: &str, name: &str) -> u64 {
-        let stripe = Self::stripe(user, name);
-        let epoch = self.stripes[stripe].fetch_add(1, Ordering::AcqRel) + 1;
-        if let Some(told) = &self.told {
-            told.changes.lock().note(stripe as u32);
-            told.grown.raise();
-        }
-        epoch
-    }
-
-    /// Names of a stripe changed at a peer.
-    pub(crate) fn raise_stripe(&self, stripe: u32) {
-        if let Some(stripe) = self.stripes.get(stripe as usize) {
-            stripe.fetch_add(1, Ordering::AcqRel);
-        }
-    }
-
-    /// Stripes in which this node changed names since the mark `seen`, and the mark to ask with next; `None` when that
-    /// is not known.
-    pub(crate) fn changes_since(&self, seen: u64) -> (u64, Option<BTreeSet<u32>>) {
-        self.told.as_ref().map_or((0, None), |told| told.changes.lock().since(seen))
-    }
-
-    /// [`Epochs::changes_since`], when there are some. Cancel-safe.
-    pub(crate) async fn changes_beyond(&self, seen: u64) -> (u64, Option<BTreeSet<u32>>) {
-        loop {
-            let count = self.told.as_ref().map_or(0, |told| told.grown.count());
-            let (mark, changed) = self.changes_since(seen);
-            match &self.told {
-                Some(told) if changed.as_ref().is_some_and(BTreeSet::is_empty) => {
-                    told.grown.beyond(count).await;
-                }
-                _ => return (mark, changed),
-            }
-        }
-    }
-}
 
 /// A file as a shard remembers it.
 #[derive(Debug)]
@@ -164,9 +78,9 @@ pub(crate) fn etag(object: u64, crc: u32) -> String {
 #[derive(Clone)]
 struct Entry {
     file: Rc<File>,
-    epoch: u64,
-    /// Where its epoch stands.
-    stripe: u32,
+    hash: NameHash,
+    epoch: Epoch,
+    /// When the catalog was asked.
     asked: Instant,
     asking: Rc<Cell<bool>>,
 }
@@ -179,6 +93,8 @@ pub(crate) enum Remembered {
     Aged(Rc<File>),
     /// Not to be used unless the catalog is away.
     Stale(Rc<File>),
+    /// Not to be used: it has changed since.
+    Changed,
     /// Nothing.
     Unknown,
 }
@@ -239,7 +155,7 @@ impl NameCache {
     ) -> Option<Rc<File>> {
         let young = self.young.borrow();
         let entry = young.get(key)?;
-        let epoch = epochs.stripes[entry.stripe as usize].load(Ordering::Acquire);
+        let epoch = epochs.of(entry.hash);
         // Who finds it aged first asks the catalog; until that answers, it is used.
         let aged = now.saturating_duration_since(entry.asked) > self.age
             && (!entry.asking.get() || !following.vouches_for(entry.asked, now));
@@ -255,7 +171,7 @@ impl NameCache {
         &self,
         user: &str,
         name: &str,
-        epoch: u64,
+        epoch: Epoch,
         following: &Following,
     ) -> Remembered {
         let key = key(user, name);
@@ -274,6 +190,10 @@ impl NameCache {
             },
         };
         let now = Instant::now();
+        if epoch.concerns(entry.hash, entry.epoch) {
+            self.misses.add(1);
+            return Remembered::Changed;
+        }
         let aged = now.saturating_duration_since(entry.asked) > self.age;
         if entry.epoch != epoch || aged && !following.vouches_for(entry.asked, now) {
             self.misses.add(1);
@@ -286,15 +206,15 @@ impl NameCache {
         Remembered::Fresh(entry.file)
     }
 
-    /// Remembers a row that was read when the name's epoch was `epoch`.
-    pub(crate) fn insert(&self, row: Row, epoch: u64) -> Rc<File> {
+    /// Remembers a row that was asked for at `asked`, when the name's epoch was `epoch`.
+    pub(crate) fn insert(&self, row: Row, epoch: Epoch, asked: Instant) -> Rc<File> {
         let key = key(&row.user, &row.name).into_boxed_str();
         let file = Rc::new(File::new(row, &self.rules));
         let entry = Entry {
-            stripe: Epochs::stripe(&file.row.user, &file.row.name) as u32,
+            hash: NameHash::of(&file.row.user, &file.row.name),
             file: Rc::clone(&file),
             epoch,
-            asked: Instant::now(),
+            asked,
             asking: Rc::default(),
         };
         self.old.borrow_mut().remove(&key);
@@ -359,25 +279,23 @@ mod tests {
     fn a_raised_epoch_hides_an_entry_at_once() {
         let epochs = Epochs::new();
         let cache = NameCache::with(100, Duration::from_secs(60));
-        cache.insert(row("a", 7), epochs.of("u", "a"));
+        let now = || epochs.of(NameHash::of("u", "a"));
+        cache.insert(row("a", 7), now(), Instant::now());
         assert!(
-            matches!(cache.get("u", "a", epochs.of("u", "a"), &current()), Remembered::Fresh(file) if file.row.object == 7)
+            matches!(cache.get("u", "a", now(), &current()), Remembered::Fresh(file) if file.row.object == 7)
         );
         epochs.raise("u", "a");
-        assert!(matches!(
-            cache.get("u", "a", epochs.of("u", "a"), &current()),
-            Remembered::Stale(_)
-        ));
+        assert!(matches!(cache.get("u", "a", now(), &current()), Remembered::Changed));
     }
 
     #[test]
     fn the_number_of_names_is_bounded_and_those_in_use_stay() {
         let cache = NameCache::with(100, Duration::from_secs(60));
-        cache.insert(row("hot", 1), 0);
+        cache.insert(row("hot", 1), Epoch::default(), Instant::now());
         for at in 0..10_000 {
-            cache.insert(row(&format!("cold-{at}"), 2), 0);
+            cache.insert(row(&format!("cold-{at}"), 2), Epoch::default(), Instant::now());
             assert!(
-                matches!(cache.get("u", "hot", 0, &current()), Remembered::Fresh(_)),
+                matches!(cache.get("u", "hot", Epoch::default(), &current()), Remembered::Fresh(_)),
                 "after {at}"
             );
             assert!(cache.young.borrow().len() + cache.old.borrow().len() <= 101);
@@ -387,23 +305,23 @@ mod tests {
     #[test]
     fn an_aged_entry_is_asked_again_once() {
         let cache = NameCache::with(10, Duration::ZERO);
-        cache.insert(row("a", 1), 0);
+        cache.insert(row("a", 1), Epoch::default(), Instant::now());
         std::thread::sleep(Duration::from_millis(1));
-        assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Aged(_)));
-        assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Fresh(_)));
+        assert!(matches!(cache.get("u", "a", Epoch::default(), &current()), Remembered::Aged(_)));
+        assert!(matches!(cache.get("u", "a", Epoch::default(), &current()), Remembered::Fresh(_)));
         cache.ask_later("u", "a");
-        assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Aged(_)));
+        assert!(matches!(cache.get("u", "a", Epoch::default(), &current()), Remembered::Aged(_)));
     }
 
     #[test]
     fn an_aged_entry_is_not_used_when_peers_are_not_followed() {
         let (cache, epochs) = (NameCache::with(10, Duration::ZERO), Epochs::new());
-        cache.insert(row("a", 1), 0);
+        cache.insert(row("a", 1), Epoch::default(), Instant::now());
         std::thread::sleep(Duration::from_millis(1));
         let (nobody, now) = (Following::new(), Instant::now());
-        assert!(matches!(cache.get("u", "a", 0, &nobody), Remembered::Stale(_)));
+        assert!(matches!(cache.get("u", "a", Epoch::default(), &nobody), Remembered::Stale(_)));
         assert!(cache.fresh(&epochs, "u/a", &nobody, now).is_none());
-        assert!(matches!(cache.get("u", "a", 0, &current()), Remembered::Aged(_)));
+        assert!(matches!(cache.get("u", "a", Epoch::default(), &current()), Remembered::Aged(_)));
         assert!(cache.fresh(&epochs, "u/a", &current(), now).is_some(), "it is being asked for");
         assert!(cache.fresh(&epochs, "u/a", &nobody, now).is_none());
     }

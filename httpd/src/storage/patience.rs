@@ -5,7 +5,7 @@ use std::time::Duration;
 use reel_engine::Error;
 
 /// How long one step of a request may wait for a disk: a lookup, a block, a commit.
-const STEP: Duration = Duration::from_secs(10);
+pub(super) const STEP: Duration = Duration::from_secs(10);
 
 /// Waits for a disk's answer, for a while.
 ///

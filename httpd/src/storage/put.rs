@@ -18,6 +18,7 @@ use reel_engine::{Draft, ObjectId, Stored, Version};
 
 use super::StorageShard;
 use super::names::etag;
+use super::patience::{STEP, in_time};
 use super::quorum::Degraded;
 use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
@@ -26,8 +27,6 @@ use crate::http::request::{Framing, Request};
 use crate::replicate::Push;
 use crate::shard::Answered;
 
-/// How long an upload waits for a shared volume.
-const VOLUME_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an upload waits for memory (`upload_memory`).
 const MEMORY_WAIT: Duration = Duration::from_secs(10);
 /// Between looks for it.
@@ -210,7 +209,7 @@ impl StorageShard {
         // The volume may never answer: the upload goes on then, and its client does not wait.
         let shard = Rc::clone(self);
         let storing = async move { shard.store_small(upload, Bytes::from(body), crc).await };
-        monoio::time::timeout(VOLUME_PATIENCE, monoio::spawn(storing)).await.unwrap_or_else(|_| {
+        monoio::time::timeout(STEP, monoio::spawn(storing)).await.unwrap_or_else(|_| {
             let message =
                 "the group's volume does not answer; the file may still be stored, try again";
             Err(Problem::new(503, "volume_silent", message).into())
@@ -296,7 +295,7 @@ impl StorageShard {
             if let Some(push) = &mut push {
                 push.feed(piece.as_ref()).await;
             }
-            solo.write(piece).await.map_err(refused)?;
+            self.volume_in_time(solo.write(piece)).await.map_err(refused)?;
             if first.is_empty() && conn.body.is_done() {
                 break;
             }
@@ -320,7 +319,7 @@ impl StorageShard {
                 push.end(ending);
             }
         };
-        let (stored, crc) = solo.finish_telling(draft, told).await?;
+        let (stored, crc) = self.volume_in_time(solo.finish_telling(draft, told)).await?;
         let row = self.row(&upload, &stored, bytes, crc, version, modified_ms);
         let uploaded = uploaded(&row);
         match self.enter(row, &upload, stored).await? {
@@ -328,6 +327,14 @@ impl StorageShard {
             // Written at the same time as another: that one is the later.
             Entered::Newer(_) => Ok(Done { created: false, uploaded, degraded: None }),
         }
+    }
+
+    /// Waits for a shared volume for a while; for a disk as long as it takes.
+    async fn volume_in_time<T>(
+        &self,
+        call: impl Future<Output = Result<T, reel_engine::Error>>,
+    ) -> Result<T, reel_engine::Error> {
+        if self.is_shared() { in_time(call).await } else { call.await }
     }
 
     fn row(
@@ -410,7 +417,7 @@ impl StorageShard {
     /// The name is this row from now on, on every shard.
     pub(super) fn remember(&self, row: &Row) {
         let epoch = self.node.epochs.raise(&row.user, &row.name);
-        self.names.insert(row.clone(), epoch);
+        self.names.insert(row.clone(), epoch, Instant::now());
     }
 
     /// Writes the row again until the catalog says what became of it.

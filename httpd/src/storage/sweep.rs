@@ -102,7 +102,7 @@ pub(crate) async fn run_sweeps(shard: Rc<StorageShard>) {
 
 impl StorageShard {
     /// Leaves disk and catalog to others, as the share of upkeep asks.
-    async fn rest(&self, took: Duration) {
+    pub(crate) async fn rest(&self, took: Duration) {
         let share = f64::from(self.node.config.upkeep.share.clamp(1, 100)) / 100.0;
         monoio::time::sleep(took.mul_f64(1.0 / share - 1.0).min(Duration::from_secs(1))).await;
     }
