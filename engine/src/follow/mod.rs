@@ -119,6 +119,14 @@ pub trait Net: 'static {
         number: SegmentNumber,
     ) -> impl Future<Output = Result<Option<Vec<u16>>, Self::Error>>;
 
+    /// Whether the peer says that all of a segment's objects are dead, and that it has removed it; not so when it has
+    /// lost its disk.
+    fn is_gone(
+        &self,
+        peer: u32,
+        number: SegmentNumber,
+    ) -> impl Future<Output = Result<bool, Self::Error>>;
+
     /// Records have arrived, and are durable here.
     fn arrived(&self, records: &[Arrived]);
 
@@ -376,8 +384,10 @@ impl<N: Net> Followers<N> {
 
     async fn copy_all(self: &Rc<Self>, peer: u32) -> Result<(), N::Error> {
         let mut after = None;
+        let mut listed = HashSet::new();
         loop {
             let page = self.net.page(peer, after).await?;
+            listed.extend(page.segments.iter().map(|known| known.number));
             self.copy(peer, page.segments, true).await?;
             // Large ones are copied beside; being caught up means that they are here too.
             while self.large.get() > 0 {
@@ -385,9 +395,35 @@ impl<N: Net> Followers<N> {
             }
             match page.next {
                 Some(next) => after = Some(next),
-                None => return Ok(()),
+                None => break,
             }
         }
+        for number in self.store.marked() {
+            // What it made and does not list may have gone before the end of it came here.
+            let growing = self.store.loaded(number).filter(|segment| !segment.is_sealed());
+            if growing.is_some_and(|segment| segment.header().creator == peer)
+                && !listed.contains(&number)
+            {
+                self.finish_gone(peer, number).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The copy of a segment that its node has removed because all of its objects are dead: it grows no more.
+    async fn finish_gone(&self, peer: u32, number: SegmentNumber) -> Result<(), N::Error> {
+        if !self.net.is_gone(peer, number).await? {
+            return Ok(());
+        }
+        let Some(_claim) = self.copying.claim(number) else { return Ok(()) };
+        let segment = match self.store.segment(number).await {
+            Err(Error::NoSegment(_)) => return Ok(()),
+            segment => segment?,
+        };
+        if !segment.is_sealed() && !segment.is_solo() {
+            self.store.seal(segment).await?;
+        }
+        Ok(())
     }
 
     /// Copies those of the segments that lack here. Large ones are copied beside. `listed`: all that the peer has is gone
@@ -420,7 +456,9 @@ impl<N: Net> Followers<N> {
             if known.kind == SegmentKind::Packed {
                 let result = self.copy_packed(peer, &known, listed).await;
                 drop(claim);
-                result?;
+                if !result? && known.creator == peer {
+                    self.finish_gone(peer, known.number).await?;
+                }
                 self.pending.borrow_mut().done(peer, known.number);
                 continue;
             }
@@ -488,14 +526,14 @@ impl<N: Net> Followers<N> {
         Ok(())
     }
 
-    async fn copy_packed(&self, peer: u32, known: &Known, listed: bool) -> Result<(), N::Error> {
+    /// False when the segment is not there any more: deleted or compacted away meanwhile, or its disk is lost.
+    async fn copy_packed(&self, peer: u32, known: &Known, listed: bool) -> Result<bool, N::Error> {
         let Some(mut replica) = PackedReplica::open(&self.store, known).await? else {
-            return Ok(());
+            return Ok(true);
         };
         loop {
-            // Gone there: deleted or compacted away meanwhile.
             let pulled = self.net.pull(peer, known, replica.next_offset()).await?;
-            let Some(mut pulled) = pulled else { return Ok(()) };
+            let Some(mut pulled) = pulled else { return Ok(false) };
             let (last, empty) = (pulled.is_last(), pulled.is_empty());
             while let Some(piece) = pulled.next().await? {
                 count(piece);
@@ -509,7 +547,9 @@ impl<N: Net> Followers<N> {
             if last || listed {
                 // Bytes do not say what is dead, and tombstones go when every node has had them: this one too, but
                 // perhaps on a disk that it has lost.
-                let Some(dead) = self.net.dead(peer, known.number).await? else { return Ok(()) };
+                let Some(dead) = self.net.dead(peer, known.number).await? else {
+                    return Ok(false);
+                };
                 replica.bury(dead).await?;
             }
             if last {
@@ -518,7 +558,7 @@ impl<N: Net> Followers<N> {
                     self.confirm(peer, known).await?;
                 }
             }
-            return Ok(());
+            return Ok(true);
         }
     }
 

@@ -275,7 +275,9 @@ impl StorageShard {
             Ok(Slots { living, dead }) => {
                 self.answers.json(conn, request, 200, &SlotsView { living, dead }).await
             }
-            Err(Error::NoSegment(_)) => self.answers.refuse(conn, request, not_here(number)).await,
+            Err(Error::NoSegment(_)) => {
+                self.answers.refuse(conn, request, not_here(&self.node.store, number)).await
+            }
             Err(error) => self.answers.refuse(conn, request, error.into()).await,
         }
     }

@@ -13,7 +13,7 @@ mod serve;
 mod shared;
 
 use reel_engine::format::segment_header::SegmentKind;
-use reel_engine::{Known, SegmentNumber};
+use reel_engine::{Known, SegmentNumber, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::answer::Problem;
@@ -27,7 +27,15 @@ fn segment_number(text: &str) -> Result<SegmentNumber, Problem> {
     number.ok_or_else(|| Problem::new(400, "bad_request", "a segment number is decimal"))
 }
 
-fn not_here(number: SegmentNumber) -> Problem {
+/// Why a segment is not here.
+fn not_here(store: &Store, number: SegmentNumber) -> Problem {
+    if store.is_gone(number) {
+        return Problem::new(
+            410,
+            "gone",
+            format!("segment {number} is gone: its objects are dead"),
+        );
+    }
     Problem::new(404, "not_found", format!("segment {number} is not here"))
 }
 

@@ -170,7 +170,7 @@ impl Net for OverHttp {
         let path = format!("/-/v1/segments/{}", number.get());
         match self.get_json::<SegmentView>(peer, &path).await {
             Ok(view) => Ok(view.known()),
-            Err(Broken::Status(404)) => Ok(None),
+            Err(Broken::Status(404 | 410)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -195,7 +195,7 @@ impl Net for OverHttp {
                 let rested = Instant::now();
                 Ok(Some(PulledOverHttp { shard, is_last, response, piece: Vec::new(), rested }))
             }
-            Err(Broken::Status(404)) => Ok(None),
+            Err(Broken::Status(404 | 410)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -204,7 +204,19 @@ impl Net for OverHttp {
         let path = format!("/-/v1/segments/{}/dead", number.get());
         match self.get_json::<DeadSlots>(peer, &path).await {
             Ok(dead) => Ok(Some(dead.slots)),
-            Err(Broken::Status(404)) => Ok(None),
+            Err(Broken::Status(404 | 410)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn is_gone(&self, peer: u32, number: SegmentNumber) -> Result<bool, Broken> {
+        match self.get(peer, &format!("/-/v1/segments/{}", number.get())).await {
+            Ok(response) => {
+                self.0.upstreams.give_back(response);
+                Ok(false)
+            }
+            Err(Broken::Status(410)) => Ok(true),
+            Err(Broken::Status(404)) => Ok(false),
             Err(error) => Err(error),
         }
     }

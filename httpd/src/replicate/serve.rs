@@ -100,7 +100,9 @@ impl StorageShard {
                 let view = view.map_err(std::io::Error::from)?;
                 self.answers.json(conn, request, 200, &view).await
             }
-            Err(Error::NoSegment(_)) => self.answers.refuse(conn, request, not_here(number)).await,
+            Err(Error::NoSegment(_)) => {
+                self.answers.refuse(conn, request, not_here(&self.node.store, number)).await
+            }
             Err(error) => self.answers.refuse(conn, request, error.into()).await,
         }
     }
@@ -121,7 +123,10 @@ impl StorageShard {
         let segment = match self.segment(number).await {
             Ok(segment) => segment,
             Err(Error::NoSegment(_)) => {
-                return self.answers.refuse(conn, request, not_here(number)).await;
+                return self
+                    .answers
+                    .refuse(conn, request, not_here(&self.node.store, number))
+                    .await;
             }
             Err(error) => return self.answers.refuse(conn, request, error.into()).await,
         };

@@ -98,10 +98,32 @@ impl World {
         self.check_rows(&shows)?;
         let named: BTreeSet<ObjectId> =
             self.ledger.catalog.lock().rows().filter_map(|(_, row)| row.object).collect();
-        match shows.difference(&named).next() {
-            Some(object) => Err(format!("object {object} has no name, and is still there")),
-            None => Ok(()),
+        if let Some(object) = shows.difference(&named).next() {
+            return Err(format!("object {object} has no name, and is still there"));
         }
+        if self.wiped { Ok(()) } else { self.check_complete() }
+    }
+
+    /// No copy waits for the end of a segment that its node has removed: it would be read at every start, and never be
+    /// compacted.
+    fn check_complete(&self) -> Result<(), String> {
+        let nodes = self.nodes();
+        for (id, node) in &nodes {
+            let store = &node.site.store;
+            for number in store.marked() {
+                let growing = store.loaded(number).filter(|segment| !segment.is_sealed());
+                let Some(creator) = growing.map(|segment| segment.header().creator) else {
+                    continue;
+                };
+                let maker = nodes.iter().find(|(other, _)| *other == creator && other != id);
+                if maker.is_some_and(|(_, maker)| !maker.site.store.has(number)) {
+                    return Err(format!(
+                        "node {id}: the copy of segment {number} is not complete, and node {creator} has removed it"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_answered(&self) -> Result<(), String> {

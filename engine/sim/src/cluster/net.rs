@@ -150,6 +150,10 @@ impl Net for SimNet {
         Ok(known.await??.pop())
     }
 
+    async fn is_gone(&self, peer: u32, number: SegmentNumber) -> Result<bool, Broken> {
+        self.ask(peer, move |node| async move { node.site.store.is_gone(number) }).await
+    }
+
     async fn pull(&self, peer: u32, known: &Known, from: u64) -> Result<Option<SimPulled>, Broken> {
         let (known, me) = (known.clone(), self.me);
         let early = self.wires.sabotage == Some(Sabotage::EarlyAck);
