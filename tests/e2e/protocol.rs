@@ -315,8 +315,9 @@ fn what_is_not_in_the_page_cache_is_read_past_it() {
                 answer.body == payload[first as usize..=last as usize],
                 "{name} {first}-{last}"
             );
-            // What is asked for again is on its way into the page cache, some time: only the first is certain.
-            if first == 0 {
+            // What is asked for again is on its way into the page cache, some time: only the first is certain. From a shared
+            // volume what is packed is read whole.
+            if first == 0 && !(name == "packed" && crate::harness::shared_mounts().is_some()) {
                 assert!(cold_bytes() > before, "{name} was sent from the cache");
             }
         }

@@ -179,7 +179,10 @@ impl Store {
             // It may be there still.
             self.known.write().insert(number, index);
             self.note_failure(index, error)
-        })
+        })?;
+        // Who has it open (on a shared volume) should let it go.
+        self.note_change(number);
+        Ok(())
     }
 
     fn remove_files(&self, number: SegmentNumber, index: u16, generation: u32) -> Result<()> {
