@@ -74,6 +74,8 @@ pub enum Command {
     Url(TargetArgs),
     /// Lists the groups
     Groups(ClientOptions),
+    /// Says what becomes of new users and new files at one group
+    Group(GroupArgs),
     /// Lists the storage nodes
     Nodes(ClientOptions),
     /// Does something about one storage node
@@ -108,6 +110,7 @@ impl Command {
             Self::Ls(args) => Some(args.client.clone()),
             Self::Import(args) => Some(args.client.clone()),
             Self::Node(args) => Some(args.client.clone()),
+            Self::Group(args) => Some(args.client.clone()),
             Self::Rebalance(args) => Some(args.client.clone()),
             Self::Verify(args) => Some(args.client.clone()),
             Self::Groups(options) | Self::Nodes(options) | Self::Status(options) => {
@@ -254,6 +257,49 @@ pub enum NodeAction {
     Retire {
         /// The node's id
         id: u32,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct GroupArgs {
+    #[command(flatten)]
+    pub client: ClientOptions,
+    #[command(subcommand)]
+    pub action: GroupAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GroupAction {
+    /// Makes a group known before its nodes join
+    ///
+    /// Not needed otherwise: a group is there as soon as a node of it has joined.
+    Create {
+        /// The group
+        group: u32,
+        /// Percent of its share of new users; 0 for none
+        #[arg(long, default_value_t = 100, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+        weight: u32,
+        /// It takes no new files
+        #[arg(long)]
+        readonly: bool,
+    },
+    /// How many new users go to a group: percent of its share, which its free bytes say
+    Weight {
+        /// The group
+        group: u32,
+        /// 100 is as it comes, 0 none
+        #[arg(value_parser = clap::value_parser!(u32).range(0..=10_000))]
+        percent: u32,
+    },
+    /// A group takes no new files: those of its users go to other groups
+    ///
+    /// What is there is served as ever, and can be replaced elsewhere and deleted.
+    Readonly {
+        /// The group
+        group: u32,
+        /// It takes files again
+        #[arg(long)]
+        off: bool,
     },
 }
 

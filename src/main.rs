@@ -5,6 +5,7 @@ mod completions;
 mod config;
 mod fsck;
 mod get;
+mod group;
 mod groups;
 mod health;
 mod import;
@@ -81,6 +82,7 @@ fn run_client(command: Command) -> Result<(), Failure> {
             Command::Import(args) => import::run(&client, args, json).await,
             Command::Rebalance(args) => rebalance::run(&client, args, json).await,
             Command::Url(args) => url::run(&client, &args, json).await,
+            Command::Group(args) => group::run(&client, &args).await,
             Command::Groups(_) => groups::run(&client, json).await,
             Command::Status(_) => status::run(&client, json).await,
             Command::Node(args) => node::run(&client, &args).await,

@@ -171,6 +171,33 @@ pub struct GroupView {
     pub free: u64,
     /// Bytes its nodes have in all: the least of them.
     pub capacity: u64,
+    /// What operators say of it.
+    #[serde(flatten, default)]
+    pub settings: GroupSettings,
+}
+
+impl GroupView {
+    /// A group that no node has joined.
+    pub fn without_nodes(group: u32) -> Self {
+        let settings = GroupSettings::default();
+        Self { group, nodes: 0, active: 0, free: 0, capacity: 0, settings }
+    }
+}
+
+/// What operators say of a group: `PUT /-/v1/groups/{group}[?create=1]` at a tracker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GroupSettings {
+    /// Percent of its share of new users; 0 for none.
+    pub weight: u32,
+    /// New files of its users go to other groups.
+    pub readonly: bool,
+}
+
+impl Default for GroupSettings {
+    fn default() -> Self {
+        Self { weight: 100, readonly: false }
+    }
 }
 
 /// `GET /-/v1/groups`, sorted.

@@ -4,6 +4,7 @@
 
 mod postgres;
 
+use reel_control::api::GroupSettings;
 use reel_control::catalog::{Catalog, Outcome, Row, Stamp, Write};
 
 fn stamp(hlc: u64, node: u32) -> Stamp {
@@ -35,6 +36,7 @@ fn done(previous: Option<u64>, stamp: Stamp) -> Outcome {
 
 async fn suite(catalog: Catalog, other: Catalog) {
     users_are_settled_once(&catalog, &other).await;
+    groups_are_as_operators_say(&catalog, &other).await;
     rows_round_trip_and_the_higher_version_wins(&catalog).await;
     a_delete_leaves_a_mark_that_older_writes_cannot_pass(&catalog).await;
     listings_are_in_order_and_paged(&catalog).await;
@@ -49,6 +51,21 @@ async fn users_are_settled_once(one: &Catalog, two: &Catalog) {
     assert_eq!(first, second, "two trackers asked at once agree");
     assert_eq!(one.settle_user("bob", 9).await.unwrap(), first);
     assert_eq!(two.group_of("bob").await.unwrap(), Some(first));
+}
+
+async fn groups_are_as_operators_say(one: &Catalog, two: &Catalog) {
+    assert_eq!(one.groups().await.unwrap(), []);
+    let light = GroupSettings { weight: 10, readonly: false };
+    assert!(one.set_group(3, light, true).await.unwrap());
+    let closed = GroupSettings { weight: 100, readonly: true };
+    assert!(!two.set_group(3, closed, true).await.unwrap(), "it is there already");
+    assert_eq!(two.groups().await.unwrap(), [(3, light)]);
+    assert!(two.set_group(3, closed, false).await.unwrap());
+    assert_eq!(one.groups().await.unwrap(), [(3, closed)]);
+    one.settle_user("eve", 1).await.unwrap();
+    let (first, second) =
+        tokio::join!(one.move_user_from("eve", 1, 2), two.move_user_from("eve", 1, 3));
+    assert_eq!(first.unwrap(), second.unwrap(), "two trackers asked at once agree");
 }
 
 async fn rows_round_trip_and_the_higher_version_wins(catalog: &Catalog) {

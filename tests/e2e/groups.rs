@@ -129,3 +129,41 @@ fn health_asks_a_role() {
     let dead = reel().args(["health", &address]).output().unwrap();
     assert_eq!(dead.status.code(), Some(1));
 }
+
+#[test]
+fn a_readonly_group_sends_new_files_elsewhere_and_keeps_what_it_has() {
+    let base = Base::start();
+    let _one = base.storage(101, "one", "");
+    let dir = base.dir.path().join("files");
+    std::fs::create_dir_all(&dir).unwrap();
+    let upload = |name: &str, seed: u64| {
+        std::fs::write(dir.join(name), bytes(seed, 5000)).unwrap();
+        let file = dir.join(name).display().to_string();
+        client(&base, &["put", "--user", "bob", &file])
+    };
+    assert!(upload("old", 1).status.success());
+    let other = in_group_two(&base);
+    wait_healthy(&other.address);
+    let said = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+    let closed = client(&base, &["group", "readonly", "1"]);
+    assert!(said(&closed).contains("go to other groups"), "{closed:?}");
+    assert!(said(&client(&base, &["groups"])).contains("readonly"));
+    eventually("new files go to the other group", || {
+        assert!(upload("new", 2).status.success());
+        let stat = client(&base, &["stat", "--json", "bob/new"]);
+        let stat: serde_json::Value = serde_json::from_slice(&stat.stdout).unwrap();
+        (stat["group"] == 2).then_some(())
+    });
+    for (name, seed) in [("old", 1), ("new", 2)] {
+        let to = dir.join(format!("{name}-back")).display().to_string();
+        let got = client(&base, &["get", &format!("bob/{name}"), "--output", &to]);
+        assert!(got.status.success(), "{got:?}");
+        assert_eq!(std::fs::read(&to).unwrap(), bytes(seed, 5000), "{name}");
+    }
+    let unknown = client(&base, &["group", "weight", "9", "50"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("there is no group 9"));
+    assert!(client(&base, &["group", "create", "9", "--weight", "0"]).status.success());
+    let again = client(&base, &["group", "create", "9"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("group 9 is there already"));
+}

@@ -80,6 +80,13 @@ class Member:
             self.child.kill()
             self.child.wait()
 
+    def stop(self):
+        """SIGTERM, as an operator would; it stays away until `start`."""
+        with self.lock:
+            self.wanted = False
+            self.child.terminate()
+            self.child.wait()
+
     def is_dead(self):
         return self.child.poll() is not None
 

@@ -13,6 +13,8 @@ mod sqlite;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use crate::api::GroupSettings;
+
 pub use batch::{Batches, CatalogHandle, run_batches};
 
 /// How long one statement may take, connecting included.
@@ -273,6 +275,37 @@ impl Catalog {
         match self {
             Self::Sqlite(sqlite) => sqlite.settle_user(user, proposed).await,
             Self::Postgres(postgres) => postgres.settle_user(user, proposed).await,
+        }
+    }
+
+    /// What operators say of groups; those they said nothing of are left out.
+    pub async fn groups(&self) -> Result<Vec<(u32, GroupSettings)>> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.groups().await,
+            Self::Postgres(postgres) => postgres.groups().await,
+        }
+    }
+
+    /// Keeps what operators say of a group. `only_new`: false, and nothing is changed, when something was said of it
+    /// before.
+    pub async fn set_group(
+        &self,
+        group: u32,
+        settings: GroupSettings,
+        only_new: bool,
+    ) -> Result<bool> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.set_group(group, settings, only_new).await,
+            Self::Postgres(postgres) => postgres.set_group(group, settings, only_new).await,
+        }
+    }
+
+    /// New files of a user whose group is `from` go to `to` from now on; the group they go to. Whoever asks at the same
+    /// time gets the same answer.
+    pub async fn move_user_from(&self, user: &str, from: u32, to: u32) -> Result<u32> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.move_user_from(user, from, to).await,
+            Self::Postgres(postgres) => postgres.move_user_from(user, from, to).await,
         }
     }
 

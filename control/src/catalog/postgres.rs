@@ -6,6 +6,8 @@ use std::time::Duration;
 use sqlx::Row as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 
+use crate::api::GroupSettings;
+
 use super::resolve::{Presence, Present, resolve};
 use super::{
     CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
@@ -41,10 +43,10 @@ impl Postgres {
             .connect_with(options)
             .await
             .map_err(away)?;
-        sqlx::migrate!("./migrations/postgres")
-            .run(&pool)
-            .await
-            .map_err(|error| CatalogError::Away(error.to_string()))?;
+        // An older build goes on beside a newer one that has added to the tables.
+        let mut migrations = sqlx::migrate!("./migrations/postgres");
+        migrations.set_ignore_missing(true);
+        migrations.run(&pool).await.map_err(|error| CatalogError::Away(error.to_string()))?;
         Ok(Self { pool })
     }
 
@@ -183,6 +185,52 @@ impl Postgres {
             .await
             .map(|group| group.map(|group| group as u32))
             .map_err(away)
+    }
+
+    pub(super) async fn groups(&self) -> Result<Vec<(u32, GroupSettings)>> {
+        let rows = sqlx::query_as::<_, (i64, i64, bool)>("SELECT id, weight, readonly FROM groups")
+            .fetch_all(&self.pool)
+            .await
+            .map_err(away)?;
+        let of = |(id, weight, readonly): (i64, i64, bool)| {
+            (id as u32, GroupSettings { weight: weight as u32, readonly })
+        };
+        Ok(rows.into_iter().map(of).collect())
+    }
+
+    pub(super) async fn set_group(
+        &self,
+        group: u32,
+        settings: GroupSettings,
+        only_new: bool,
+    ) -> Result<bool> {
+        let sql = match only_new {
+            true => {
+                "INSERT INTO groups (id, weight, readonly) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING"
+            }
+            false => {
+                "INSERT INTO groups (id, weight, readonly) VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE SET weight = excluded.weight, readonly = excluded.readonly"
+            }
+        };
+        sqlx::query(sql)
+            .bind(i64::from(group))
+            .bind(i64::from(settings.weight))
+            .bind(settings.readonly)
+            .execute(&self.pool)
+            .await
+            .map(|done| done.rows_affected() > 0)
+            .map_err(away)
+    }
+
+    pub(super) async fn move_user_from(&self, user: &str, from: u32, to: u32) -> Result<u32> {
+        sqlx::query("UPDATE users SET grp = $1 WHERE name = $2 AND grp = $3")
+            .bind(i64::from(to))
+            .bind(user)
+            .bind(i64::from(from))
+            .execute(&self.pool)
+            .await
+            .map_err(away)?;
+        Ok(self.group_of(user).await?.unwrap_or(to))
     }
 
     pub(super) async fn move_user(&self, user: &str, group: u32) -> Result<()> {

@@ -13,6 +13,8 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, Row as _, Sqlite as Database, Transaction};
 
+use crate::api::GroupSettings;
+
 use super::resolve::{Presence, Present, resolve};
 use super::{
     CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
@@ -67,11 +69,14 @@ impl Sqlite {
                 .acquire_timeout(STATEMENT_TIMEOUT)
                 .connect_with(options.clone())
         };
+        // An older build goes on beside a newer one that has added to the tables.
+        let mut migrations = sqlx::migrate!("./migrations/sqlite");
+        migrations.set_ignore_missing(true);
         let mut tries = 0;
         let writer = loop {
             let opened = async {
                 let writer = pool(1).await.map_err(away)?;
-                sqlx::migrate!("./migrations/sqlite")
+                migrations
                     .run(&writer)
                     .await
                     .map_err(|error| CatalogError::Away(error.to_string()))?;
@@ -177,6 +182,52 @@ impl Sqlite {
             .await
             .map(|group| group.map(|group| group as u32))
             .map_err(away)
+    }
+
+    pub(super) async fn groups(&self) -> Result<Vec<(u32, GroupSettings)>> {
+        let rows = sqlx::query_as::<_, (i64, i64, bool)>("SELECT id, weight, readonly FROM groups")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(away)?;
+        let of = |(id, weight, readonly): (i64, i64, bool)| {
+            (id as u32, GroupSettings { weight: weight as u32, readonly })
+        };
+        Ok(rows.into_iter().map(of).collect())
+    }
+
+    pub(super) async fn set_group(
+        &self,
+        group: u32,
+        settings: GroupSettings,
+        only_new: bool,
+    ) -> Result<bool> {
+        let sql = match only_new {
+            true => {
+                "INSERT INTO groups (id, weight, readonly) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING"
+            }
+            false => {
+                "INSERT INTO groups (id, weight, readonly) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET weight = excluded.weight, readonly = excluded.readonly"
+            }
+        };
+        sqlx::query(sql)
+            .bind(i64::from(group))
+            .bind(i64::from(settings.weight))
+            .bind(settings.readonly)
+            .execute(&self.writer)
+            .await
+            .map(|done| done.rows_affected() > 0)
+            .map_err(away)
+    }
+
+    pub(super) async fn move_user_from(&self, user: &str, from: u32, to: u32) -> Result<u32> {
+        sqlx::query("UPDATE users SET grp = ? WHERE name = ? AND grp = ?")
+            .bind(i64::from(to))
+            .bind(user)
+            .bind(i64::from(from))
+            .execute(&self.writer)
+            .await
+            .map_err(away)?;
+        Ok(self.group_of(user).await?.unwrap_or(to))
     }
 
     pub(super) async fn move_user(&self, user: &str, group: u32) -> Result<()> {

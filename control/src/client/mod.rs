@@ -14,7 +14,9 @@ pub use error::{ClientError, checked};
 pub use trackers::{PARTIAL, Trackers, http_client};
 pub use transfer::{Progress, Source};
 
-use crate::api::{Address, Addresses, CopiesPage, FileView, Files, Groups, Moved, Nodes, Purpose};
+use crate::api::{
+    Address, Addresses, CopiesPage, FileView, Files, GroupSettings, Groups, Moved, Nodes, Purpose,
+};
 use crate::names;
 use crate::status::Told;
 
@@ -69,6 +71,17 @@ impl Client {
     /// All groups.
     pub async fn groups(&self) -> Result<Groups, ClientError> {
         self.trackers.get("/-/v1/groups").await
+    }
+
+    /// Says what a group is to be from now on; with `only_new` it must not be there yet.
+    pub async fn set_group(
+        &self,
+        group: u32,
+        settings: GroupSettings,
+        only_new: bool,
+    ) -> Result<(), ClientError> {
+        let create = u8::from(only_new);
+        self.trackers.put(&format!("/-/v1/groups/{group}?create={create}"), &settings).await
     }
 
     /// The nodes that `user` may use.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
@@ -73,6 +74,19 @@ impl Trackers {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// `PUT path` at one tracker after the other, until one takes it.
+    pub async fn put(&self, path: &str, body: &impl Serialize) -> Result<(), ClientError> {
+        let mut last = ClientError::Nobody("tracker");
+        for tracker in self.addresses.iter() {
+            let sent = self.http.put(format!("http://{tracker}{path}")).json(body).send().await;
+            match checked(sent, tracker).await {
+                Err(error) if error.is_passing() => last = error,
+                answer => return answer.map(drop),
+            }
+        }
+        Err(last)
     }
 
     /// `DELETE path` at every tracker.

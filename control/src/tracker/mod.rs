@@ -6,6 +6,7 @@
 
 mod others;
 mod server;
+mod settings;
 mod state;
 mod users;
 

@@ -6,17 +6,18 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::others;
+use super::settings::Settings;
 use super::state::{Registry, RetireError};
 use super::users::Users;
 use crate::api::{
-    Address, Addresses, Beat, BeatAnswer, Groups, HeardView, Nodes, PROTOCOL, Purpose,
-    speak_with_each_other,
+    Address, Addresses, Beat, BeatAnswer, GroupSettings, GroupView, Groups, HeardView, Nodes,
+    PROTOCOL, Purpose, speak_with_each_other,
 };
 use crate::catalog::{Catalog, CatalogError};
 use crate::client::PARTIAL;
@@ -34,6 +35,7 @@ pub(super) struct Tracker {
     started: Instant,
     registry: Mutex<Registry>,
     users: Mutex<Users>,
+    settings: Mutex<Settings>,
     catalog_url: String,
     catalog: tokio::sync::OnceCell<Catalog>,
     draws: AtomicU64,
@@ -48,6 +50,7 @@ pub fn router(cluster: String, beat: Duration, catalog_url: String, others: Vec<
         started: Instant::now(),
         registry: Mutex::new(Registry::new(beat)),
         users: Mutex::default(),
+        settings: Mutex::default(),
         catalog_url,
         catalog: tokio::sync::OnceCell::new(),
         draws: AtomicU64::new(u64::from(std::process::id())),
@@ -60,6 +63,7 @@ pub fn router(cluster: String, beat: Duration, catalog_url: String, others: Vec<
         .route("/-/v1/beat", post(hear))
         .route("/-/v1/nodes", get(nodes))
         .route("/-/v1/groups", get(groups))
+        .route("/-/v1/groups/{group}", put(set_group))
         .route("/-/v1/addresses", get(addresses))
         .route("/-/v1/nodes/{id}", delete(retire))
         .route("/-/v1/heard", get(heard))
@@ -105,7 +109,9 @@ impl Tracker {
 
     async fn group_for(&self, user: &str, purpose: Purpose) -> Result<u32, Refusal> {
         let now = self.now();
-        if let Some(group) = self.users.lock().fresh(user, now) {
+        if let Some(group) = self.users.lock().fresh(user, now)
+            && (purpose == Purpose::Download || self.takes_files(group))
+        {
             return Ok(group);
         }
         let asked = tokio::time::timeout(CATALOG_WAIT, self.ask_group(user, purpose)).await;
@@ -128,26 +134,61 @@ impl Tracker {
             Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "catalog_away", error.to_string())
         };
         let catalog = self.catalog().await.map_err(away)?;
-        if let Some(group) = catalog.group_of(user).await.map_err(away)? {
-            return Ok(group);
-        }
+        let known = catalog.group_of(user).await.map_err(away)?;
         if purpose == Purpose::Download {
             let message = format!("no user {user:?} has uploaded anything");
-            return Err(Refusal::new(StatusCode::NOT_FOUND, "no_such_user", message));
+            let unknown = || Refusal::new(StatusCode::NOT_FOUND, "no_such_user", message);
+            return known.ok_or_else(unknown);
+        }
+        self.refresh_settings().await;
+        if let Some(group) = known
+            && self.takes_files(group)
+        {
+            return Ok(group);
         }
         let groups: Vec<(u32, u64)> = {
-            let groups = self.registry.lock().groups(self.now());
+            let (groups, settings) =
+                (self.registry.lock().groups(self.now()), self.settings.lock());
             groups
                 .into_iter()
                 .filter(|group| group.active > 0)
-                .map(|group| (group.group, group.free))
+                .map(|group| (group.group, settings.pull(group.group, group.free)))
                 .collect()
         };
-        let Some(proposed) = placement::group_for_new_user(&groups, self.draw()) else {
-            let message = "no group has an active node with room for a new user";
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no_group", message));
-        };
-        catalog.settle_user(user, proposed).await.map_err(away)
+        match (placement::group_for_new_user(&groups, self.draw()), known) {
+            (Some(proposed), None) => catalog.settle_user(user, proposed).await.map_err(away),
+            // What the user has stays where it is, and is found there.
+            (Some(other), Some(full)) => {
+                catalog.move_user_from(user, full, other).await.map_err(away)
+            }
+            // Its nodes say what is wrong with it.
+            (None, Some(full)) => Ok(full),
+            (None, None) => {
+                let message = "no group has an active node with room for a new user";
+                Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "no_group", message))
+            }
+        }
+    }
+
+    /// Whether new files of its users may go to a group: it is not readonly, and has room as far as is known.
+    fn takes_files(&self, group: u32) -> bool {
+        let full = |view: &GroupView| view.group == group && view.active > 0 && view.free == 0;
+        let groups = self.registry.lock().groups(self.now());
+        !self.settings.lock().of(group).readonly && !groups.iter().any(full)
+    }
+
+    /// Asks the catalog what operators say of groups, unless that was done a moment ago. What is known stays while it is
+    /// away.
+    async fn refresh_settings(&self) {
+        if self.settings.lock().are_fresh(self.now()) {
+            return;
+        }
+        let ask = async { self.catalog().await?.groups().await };
+        match tokio::time::timeout(CATALOG_WAIT, ask).await {
+            Ok(Ok(groups)) => self.settings.lock().learn(groups),
+            Ok(Err(error)) => tracing::debug!(%error, "settings of groups are not known anew"),
+            Err(_) => tracing::debug!("settings of groups are not known anew in time"),
+        }
     }
 }
 
@@ -250,7 +291,49 @@ async fn health(State(tracker): State<Arc<Tracker>>) -> (StatusCode, Json<serde_
 }
 
 async fn groups(State(tracker): State<Arc<Tracker>>) -> Json<Groups> {
-    Json(Groups { groups: tracker.registry.lock().groups(tracker.now()) })
+    tracker.refresh_settings().await;
+    let groups = tracker.registry.lock().groups(tracker.now());
+    Json(Groups { groups: tracker.settings.lock().complete(groups) })
+}
+
+#[derive(Deserialize)]
+struct SetGroupQuery {
+    /// 1: it must not be there yet.
+    #[serde(default)]
+    create: u8,
+}
+
+/// The largest weight of a group, in percent.
+const MAX_WEIGHT: u32 = 10_000;
+
+async fn set_group(
+    State(tracker): State<Arc<Tracker>>,
+    Path(group): Path<u32>,
+    Query(query): Query<SetGroupQuery>,
+    Json(settings): Json<GroupSettings>,
+) -> Result<StatusCode, Refusal> {
+    if group == 0 || settings.weight > MAX_WEIGHT {
+        let message = format!("a group is 1 or more, a weight at most {MAX_WEIGHT} percent");
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "bad_request", message));
+    }
+    let away = |error: CatalogError| {
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "catalog_away", error.to_string())
+    };
+    let only_new = query.create == 1;
+    let has_nodes = tracker.registry.lock().groups(tracker.now()).iter().any(|v| v.group == group);
+    let exists = || {
+        let message = format!("group {group} is there already");
+        Refusal::new(StatusCode::CONFLICT, "group_exists", message)
+    };
+    if only_new && has_nodes {
+        return Err(exists());
+    }
+    let catalog = tracker.catalog().await.map_err(away)?;
+    if !catalog.set_group(group, settings, only_new).await.map_err(away)? {
+        return Err(exists());
+    }
+    tracker.settings.lock().forget();
+    Ok(StatusCode::NO_CONTENT)
 }
 
 #[derive(Deserialize)]

@@ -224,13 +224,9 @@ impl Registry {
         for heard in self.nodes.values() {
             let active = self.state(heard, now) == NodeState::Active;
             let group = heard.beat.node.group;
-            let view = groups.entry(group).or_insert(GroupView {
-                group,
-                nodes: 0,
-                active: 0,
-                free: 0,
-                capacity: u64::MAX,
-            });
+            let view = groups
+                .entry(group)
+                .or_insert(GroupView { capacity: u64::MAX, ..GroupView::without_nodes(group) });
             view.nodes += 1;
             view.capacity = view.capacity.min(heard.beat.node.capacity);
             if active {

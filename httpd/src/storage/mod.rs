@@ -191,8 +191,9 @@ impl StorageShard {
         &self,
         user: &str,
     ) -> Result<u32, reel_control::catalog::CatalogError> {
-        if let Some(group) = self.groups.borrow().get(user) {
-            return Ok(*group);
+        // Another one's user may have been moved here meanwhile: that is asked again.
+        if self.groups.borrow().get(user) == Some(&self.node.config.group) {
+            return Ok(self.node.config.group);
         }
         let group = self.node.catalog.settle_user(user.to_owned(), self.node.config.group).await?;
         let mut groups = self.groups.borrow_mut();
