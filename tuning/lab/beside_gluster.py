@@ -19,6 +19,8 @@ from gluster import Volume
 from hosts import Lab, say
 
 HERE = pathlib.Path(__file__).resolve().parent
+# What all disks together may take with --memory.
+MEMORY = "16g"
 PUTS = """
 local thread = 0
 function setup(t) t:set("id", thread); thread = thread + 1 end
@@ -109,12 +111,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--memory", action="store_true", help="each host's disk is one of its own, in memory: else one disk takes all copies of both")
     args = parser.parse_args()
     hosts.enter("the comparison with GlusterFS")
     if shutil.which("wrk") is None:
         sys.exit("needs wrk (apt-get install wrk)")
-    with Lab(pathlib.Path.cwd() / "target") as lab:
-        cluster = Cluster(lab, trackers=1, ids=1, groups=1, nodes=3, https=0, ack="all", virtual=False, disk_mib=12_000, prewrite="512 MiB", segment="256 MiB")
+    folder = pathlib.Path.cwd() / "target"
+    if args.memory:
+        folder = folder / "memory"
+        folder.mkdir(parents=True, exist_ok=True)
+        # In this process's own namespace: it is gone with it.
+        hosts.run("mount", "-t", "tmpfs", "-o", f"size={MEMORY}", "tmpfs", folder)
+    with Lab(folder) as lab:
+        cluster = Cluster(lab, trackers=1, ids=1, groups=1, nodes=3, https=0, ack="all", virtual=False, disk_mib=5_000 if args.memory else 12_000, prewrite="512 MiB", segment="256 MiB")
         nodes = cluster.of("storage")
         volume = Volume([member.host for member in nodes])
         one = nodes[0].address

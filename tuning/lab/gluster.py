@@ -23,7 +23,7 @@ class Volume:
                 (host.dir / own).mkdir()
                 host.run("mkdir", "-p", system)
                 host.run("mount", "--bind", host.dir / own, system)
-            (host.dir / "brick").mkdir()
+            host.run("mkdir", self.brick(host))
             host.run("mkdir", "-p", "/run/gluster")
             # It goes on in the background, in the host's namespaces.
             host.run("glusterd", "-p", "/run/glusterd.pid", "--log-level", "WARNING")
@@ -34,7 +34,7 @@ class Volume:
             until(f"peer {host.name}", lambda: first.run("gluster", "peer", "probe", host.address, check=False).returncode == 0)
         connected = lambda: first.run("gluster", "pool", "list").stdout.count("Connected") == len(hosts)
         until("the pool", connected)
-        bricks = [f"{host.address}:{host.dir}/brick" for host in hosts]
+        bricks = [f"{host.address}:{self.brick(host)}" for host in hosts]
         if tuned:
             # glusterd may not be ready for a volume right after it knows its peers.
             until("glusterd takes a volume", lambda: first.run("env", "FORCE=force", MAKE, VOLUME, *bricks, check=False).returncode == 0 or self.is_there(first))
@@ -48,6 +48,11 @@ class Volume:
             until(f"the mount on {host.name}", lambda: host.run("mount", "-t", "glusterfs", f"{host.address}:/{VOLUME}", folder, check=False).returncode == 0)
             self.mount[host.name] = folder
         until("all bricks are up", lambda: first.run("gluster", "volume", "status", VOLUME).stdout.count(" Y ") >= len(hosts), 60)
+
+    def brick(self, host):
+        """On the host's own disk, when it has one."""
+        disk = host.dir / "disk"
+        return (disk if disk.exists() else host.dir) / "brick"
 
     def is_there(self, host):
         return "Status: Started" in host.run("gluster", "volume", "info", VOLUME, check=False).stdout

@@ -69,7 +69,7 @@ def main():
         say(f"GET of the file: {status}; health: {health['status']}, split_brain_files: {split}")
         assert len(split) == 1 and split[0].endswith(path), split
         assert ask(nodes[0].address, "GET", "/ann/other") == (200, film), "the others are read"
-        brick = f"{first.address}:{first.dir}/brick"
+        brick = f"{first.address}:{volume.brick(first)}"
         gluster("heal", VOLUME, "split-brain", "source-brick", brick, f"/node-101/{path}")
         until("the file is read again", lambda: ask(nodes[0].address, "GET", "/ann/film") == (200, film))
         until("health is without it", lambda: not get_json(nodes[0].address, "/-/health")["split_brain_files"])

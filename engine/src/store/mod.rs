@@ -242,10 +242,13 @@ impl Store {
             pool,
             behind,
             handles: Handles::new(options.open_segments),
-            others: options
-                .shared
-                .clone()
-                .map(|root| Arc::new(Others::new(root, first.volume.clone(), &options))),
+            others: match options.shared.clone() {
+                Some(root) => Some(Arc::new(
+                    Others::new(root, first.volume.clone(), &options)
+                        .map_err(|error| Error::io("start disk threads for", &first.path, error))?,
+                )),
+                None => None,
+            },
             known: RwLock::new(known),
             marked: Mutex::default(),
             own_copies: Mutex::default(),

@@ -7,7 +7,7 @@
 //! What is dead in another node's segments is that node's to mark: it is kept with what could not be marked here yet
 //! (`dead`), until that node has it durably.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::handles::Handles;
 use super::{Store, StoreOptions};
-use crate::disk::{DiskFile, Volume};
+use crate::disk::{DiskFile, DiskPool, Volume};
 use crate::error::{Error, Result};
 use crate::format::segment_header::SegmentHeader;
 use crate::format::superblock::Superblock;
@@ -25,9 +25,12 @@ use crate::id::{ObjectId, SegmentNumber};
 use crate::segment::open::{self, Opened};
 use crate::segment::scan::{Trust, scan_packed};
 use crate::segment::{FOREIGN, Segment};
+use crate::signal::Signal;
 
 /// Between listings of the volume's root for folders of new nodes.
 const LIST: Duration = Duration::from_secs(1);
+/// Threads that open and scan other nodes' segments.
+const OPENERS: usize = 8;
 /// Segments of dead nodes whose scan is kept, 1 MiB each.
 const SCANS: usize = 16;
 /// Segments that others are writing and that are open here.
@@ -64,6 +67,22 @@ pub(crate) struct Others {
     /// What other nodes are writing.
     written: Mutex<BTreeMap<SegmentNumber, Written>>,
     scans: Mutex<Vec<(Instant, Arc<Segment>)>>,
+    /// Segments that are being opened or scanned: nobody else begins it.
+    busy: Mutex<BTreeSet<SegmentNumber>>,
+    /// Rises when that is done.
+    done: Signal,
+    /// Threads for that: while a machine of the volume vanishes they wait, and reads go on.
+    openers: DiskPool,
+}
+
+/// A segment that is being opened or scanned.
+struct Busy<'a>(&'a Others, SegmentNumber);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.lock().remove(&self.1);
+        self.0.done.raise();
+    }
 }
 
 /// A packed segment that another node is writing.
@@ -82,8 +101,12 @@ struct Listing {
 }
 
 impl Others {
-    pub(super) fn new(root: PathBuf, volume: Volume, options: &StoreOptions) -> Self {
-        Self {
+    pub(super) fn new(
+        root: PathBuf,
+        volume: Volume,
+        options: &StoreOptions,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
             root,
             cluster: options.cluster.clone(),
             group: options.group,
@@ -93,7 +116,15 @@ impl Others {
             open: Handles::new(options.open_segments),
             written: Mutex::default(),
             scans: Mutex::default(),
-        }
+            busy: Mutex::default(),
+            done: Signal::default(),
+            openers: DiskPool::start(OPENERS)?,
+        })
+    }
+
+    /// The right to open or scan a segment; `None` while somebody does.
+    fn begin(&self, number: SegmentNumber) -> Option<Busy<'_>> {
+        self.busy.lock().insert(number).then_some(Busy(self, number))
     }
 
     /// The folders known, listed anew now and then. `anew`: something was not found in those.
@@ -201,24 +232,37 @@ impl Others {
         Ok(Some(Arc::new(Segment::new(header, FOREIGN, file, content, scan.end, true))))
     }
 
-    /// [`Others::scan`], which reads the whole file, not more often than needed.
-    fn scanned(&self, object: ObjectId) -> Result<Option<Arc<Segment>>> {
-        let number = object.segment();
-        // Held meanwhile: many readers of one segment wait for one scan.
-        let mut scans = self.scans.lock();
-        if let Some(at) = scans.iter().position(|(_, segment)| segment.number() == number) {
-            let (when, segment) = &scans[at];
-            if segment.locate(object.slot()).is_some() || when.elapsed() < SCAN_AGE {
-                return Ok(Some(Arc::clone(segment)));
+    fn open_ahead(&self, node: u32, numbers: BTreeSet<SegmentNumber>) {
+        let folder = node_folder(&self.root, node);
+        for number in numbers {
+            let Some(_busy) = self.begin(number) else { continue };
+            if self.known(number).is_none()
+                && let Err(error) = self.look_in(node, &folder, number)
+            {
+                tracing::debug!(segment = %number, node, %error, "not opened ahead");
             }
-            scans.remove(at).1.retire();
         }
-        let Some(segment) = self.scan(number)? else { return Ok(None) };
-        if scans.len() == SCANS {
-            scans.remove(0).1.retire();
+    }
+
+    /// A scan that shows an object, or was made just now.
+    fn scanned(&self, object: ObjectId) -> Option<Arc<Segment>> {
+        let scans = self.scans.lock();
+        let (when, segment) =
+            scans.iter().find(|(_, segment)| segment.number() == object.segment())?;
+        let good = segment.locate(object.slot()).is_some() || when.elapsed() < SCAN_AGE;
+        good.then(|| Arc::clone(segment))
+    }
+
+    /// [`Others::scan`], and keeps it.
+    fn scan_anew(&self, number: SegmentNumber) -> Result<Option<Arc<Segment>>> {
+        let scanned = self.scan(number)?;
+        let mut scans = self.scans.lock();
+        let old = scans.iter().position(|(_, segment)| segment.number() == number);
+        if let Some(old) = old.or((scans.len() == SCANS).then_some(0)) {
+            scans.remove(old).1.retire();
         }
-        scans.push((Instant::now(), Arc::clone(&segment)));
-        Ok(Some(segment))
+        scans.extend(scanned.iter().map(|segment| (Instant::now(), Arc::clone(segment))));
+        Ok(scanned)
     }
 
     fn forget(&self, number: SegmentNumber) {
@@ -250,7 +294,13 @@ impl Store {
             return Ok(place);
         }
         self.volume_answers()?;
-        self.pool().run(move || others.find(number)).await
+        let openers = others.openers.clone();
+        let find = move || match others.begin(number) {
+            Some(_busy) => others.find(number),
+            // Whoever opens it may wait for a machine that has vanished.
+            None => Ok(others.known(number).unwrap_or(Place::Nowhere)),
+        };
+        openers.run(find).await
     }
 
     /// The segment of an object whose node died before it was sealed, as far as its records go. `None`: it is in no folder, or
@@ -260,8 +310,26 @@ impl Store {
         object: ObjectId,
     ) -> Result<Option<Arc<Segment>>> {
         let Some(others) = self.others.clone() else { return Ok(None) };
-        self.volume_answers()?;
-        self.pool().run(move || others.scanned(object)).await
+        let number = object.segment();
+        loop {
+            let seen = others.done.count();
+            if let Some(segment) = others.scanned(object) {
+                return Ok(Some(segment));
+            }
+            self.volume_answers()?;
+            if !others.busy.lock().contains(&number) {
+                let scanner = Arc::clone(&others);
+                let scan = move || match scanner.begin(number) {
+                    Some(_busy) => scanner.scan_anew(number).map(Some),
+                    None => Ok(None),
+                };
+                if let Some(scanned) = others.openers.run(scan).await? {
+                    return Ok(scanned);
+                }
+            }
+            // Many readers of one segment wait for one scan.
+            others.done.beyond(seen).await;
+        }
     }
 
     fn volume_answers(&self) -> Result<()> {
@@ -276,19 +344,16 @@ impl Store {
         }
     }
 
-    /// Opens what another node has changed, before anybody asks for it. Blocking.
-    pub fn open_ahead(&self, node: u32, numbers: impl IntoIterator<Item = SegmentNumber>) {
-        let Some(others) = &self.others else { return };
-        let folder = node_folder(&others.root, node);
-        for number in numbers {
-            if others.known(number).is_none()
-                && let Err(error) = others.look_in(node, &folder, number)
-            {
-                tracing::debug!(segment = %number, node, %error, "not opened ahead");
-            }
-        }
+    /// Opens what another node has changed, before anybody asks for it.
+    pub async fn open_ahead(&self, node: u32, numbers: BTreeSet<SegmentNumber>) -> Result<()> {
+        let Some(others) = self.others.clone() else { return Ok(()) };
+        let openers = others.openers.clone();
+        let open = move || {
+            others.open_ahead(node, numbers);
+            Ok(())
+        };
+        openers.run(open).await
     }
-
     /// Whether a segment of this node grows no more, or is not here any more: others open it anew.
     pub fn is_settled(&self, number: SegmentNumber) -> bool {
         self.loaded(number).is_none_or(|segment| segment.is_sealed())
@@ -421,7 +486,7 @@ mod tests {
         let object = put(&one, b"frames", false);
         let number = object.segment();
         assert!(matches!(find(&two, number), Place::At(1)), "it is being written");
-        let scanned = two.others.clone().expect("shared").scanned(object).expect("read");
+        let scanned = two.others.clone().expect("shared").scan_anew(number).expect("read");
         let located = scanned.expect("there").locate(object.slot()).expect("found");
         assert_eq!(located.length, 6);
         let object = put(&one, b"frames", true);

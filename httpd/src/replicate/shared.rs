@@ -201,12 +201,7 @@ impl Ahead {
                 if numbers.is_empty() {
                     break;
                 }
-                let opener = Arc::clone(&store);
-                let open = move || {
-                    opener.open_ahead(peer, numbers);
-                    Ok(())
-                };
-                if let Err(error) = store.pool().run(open).await {
+                if let Err(error) = store.open_ahead(peer, numbers).await {
                     tracing::debug!(peer, %error, "segments are not opened ahead");
                 }
             }

@@ -30,6 +30,8 @@ const CATALOG_PATIENCE: Duration = Duration::from_millis(300);
 const PEER_PATIENCE: Duration = Duration::from_secs(12);
 /// The same where the object can be had from a shared volume too.
 const SHARED_PATIENCE: Duration = Duration::from_millis(300);
+/// How long opening a segment of a shared volume may take before the peers are asked.
+const OPEN_PATIENCE: Duration = Duration::from_millis(150);
 /// How long a peer that was silent is not asked then.
 const PASSED_BY: Duration = Duration::from_secs(1);
 /// Payloads up to this size are read into memory, checked and sent in one piece with their head;
@@ -246,7 +248,14 @@ impl StorageShard {
     /// # Errors
     /// It lies here, but cannot be read.
     pub(super) async fn locate(&self, object: ObjectId) -> Result<Found, Error> {
-        let segment = match in_time(self.place(object.segment())).await? {
+        let placing = self.place(object.segment());
+        let place = if self.is_shared() {
+            // Opening may wait for a machine of the volume that has vanished; whoever has it open answers.
+            monoio::time::timeout(OPEN_PATIENCE, placing).await.unwrap_or(Ok(Place::Nowhere))
+        } else {
+            in_time(placing).await
+        };
+        let segment = match place? {
             Place::Here(segment) => segment,
             Place::At(node) => return Ok(Found::Elsewhere(Some(node))),
             Place::Nowhere => return Ok(Found::Elsewhere(None)),
