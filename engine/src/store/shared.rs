@@ -124,7 +124,9 @@ impl Others {
 
     /// The right to open or scan a segment; `None` while somebody does.
     fn begin(&self, number: SegmentNumber) -> Option<Busy<'_>> {
-        self.busy.lock().insert(number).then_some(Busy(self, number))
+        let begun = self.busy.lock().insert(number);
+        // Made only then: its end gives the right back.
+        begun.then(|| Busy(self, number))
     }
 
     /// The folders known, listed anew now and then. `anew`: something was not found in those.
@@ -282,7 +284,7 @@ impl Store {
     /// Where a segment is: in this node's folders, or in another's on the group's volume.
     ///
     /// # Errors
-    /// Those of [`Store::segment`], but not that it is nowhere.
+    /// Those of [`Store::segment`], but not that it is nowhere; [`Error::Busy`] while somebody else opens it.
     pub async fn find(self: &Arc<Self>, number: SegmentNumber) -> Result<Place> {
         match self.segment(number).await {
             Ok(segment) => return Ok(Place::Here(segment)),
@@ -298,7 +300,7 @@ impl Store {
         let find = move || match others.begin(number) {
             Some(_busy) => others.find(number),
             // Whoever opens it may wait for a machine that has vanished.
-            None => Ok(others.known(number).unwrap_or(Place::Nowhere)),
+            None => others.known(number).ok_or(Error::Busy("the opening of this segment")),
         };
         openers.run(find).await
     }
@@ -472,6 +474,17 @@ mod tests {
             }
             stored.object
         })
+    }
+
+    #[test]
+    fn one_at_a_time_opens_a_segment() {
+        let dir = tempfile::tempdir().expect("temp folder");
+        let others = open(dir.path(), 1, 10).others.clone().expect("shared");
+        let number = SegmentNumber::new(7).expect("fits");
+        let first = others.begin(number).expect("nobody does");
+        assert!(others.begin(number).is_none() && others.begin(number).is_none());
+        drop(first);
+        assert!(others.begin(number).is_some(), "the right was given back");
     }
 
     fn find(store: &Arc<Store>, number: SegmentNumber) -> Place {

@@ -251,7 +251,10 @@ impl StorageShard {
         let placing = self.place(object.segment());
         let place = if self.is_shared() {
             // Opening may wait for a machine of the volume that has vanished; whoever has it open answers.
-            monoio::time::timeout(OPEN_PATIENCE, placing).await.unwrap_or(Ok(Place::Nowhere))
+            match monoio::time::timeout(OPEN_PATIENCE, placing).await {
+                Ok(Err(Error::Busy(_))) | Err(_) => Ok(Place::Nowhere),
+                Ok(place) => place,
+            }
         } else {
             in_time(placing).await
         };
