@@ -84,8 +84,11 @@ impl Comparison {
             let began = Instant::now();
             let page = self.page(peer, after, PAGE).await?;
             compared.segments += page.copies.len();
-            for number in self.differing(&page).await? {
+            let differing = self.differing(&page).await?;
+            if !differing.is_empty() {
                 monoio::time::sleep(AGAIN).await;
+            }
+            for number in differing {
                 let before = number.get().checked_sub(1);
                 let again = self.page(peer, before, 1).await?;
                 if self.differing(&again).await?.contains(&number) {
