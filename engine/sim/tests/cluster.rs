@@ -23,16 +23,14 @@ fn no_seed_loses_or_brings_back_anything() {
 
 #[test]
 fn what_is_done_wrong_is_found() {
-    // Seeds that find it: the first ones, so that the test is quick.
-    for (sabotage, seeds) in [
-        (Sabotage::EarlyForget, 0..5),
-        (Sabotage::EarlyAck, 320..340),
-        (Sabotage::RowFirst, 60..80),
-    ] {
-        let found = seeds.clone().find_map(|seed| Some((seed, run(seed, Some(sabotage)).err()?)));
+    // Which seed finds it moves with every change of the order of messages; that one of these does, not.
+    const SEEDS: std::ops::Range<u64> = 0..800;
+    for sabotage in [Sabotage::EarlyForget, Sabotage::EarlyAck, Sabotage::RowFirst] {
+        let found =
+            SEEDS.into_iter().find_map(|seed| Some((seed, run(seed, Some(sabotage)).err()?)));
         match found {
             Some((seed, violation)) => println!("{sabotage:?}: seed {seed}: {violation}"),
-            None => panic!("{sabotage:?} is not found in seeds {seeds:?}"),
+            None => panic!("{sabotage:?} is not found in seeds {SEEDS:?}"),
         }
     }
 }
