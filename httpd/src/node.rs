@@ -227,7 +227,7 @@ fn start_upkeep(
     asks: tokio::sync::mpsc::Sender<HoldQuestion>,
 ) -> Result<Upkeep, RunError> {
     let config = &node.config.upkeep;
-    let is_shared = node.config.replication == Replication::Shared;
+    let is_shared = node.is_shared();
     let options = UpkeepOptions {
         share: f64::from(config.share) / 100.0,
         scrub_every: config.scrub_every.0,

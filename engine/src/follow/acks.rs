@@ -37,21 +37,18 @@ impl Acks {
 
     /// Whether `peers` followers hold a segment up to `end`.
     pub fn are_held(&self, number: SegmentNumber, end: u64, peers: usize) -> bool {
-        self.holders(number, end) >= peers
-    }
-
-    fn holders(&self, number: SegmentNumber, end: u64) -> usize {
-        self.held
-            .lock()
+        let held = self.held.lock();
+        let holders = held
             .get(&number)
-            .map_or(0, |held| held.values().filter(|bytes| **bytes >= end).count())
+            .map_or(0, |held| held.values().filter(|bytes| **bytes >= end).count());
+        holders >= peers
     }
 
     /// Waits until `peers` followers hold a segment up to `end`. Cancel-safe.
     pub async fn held(&self, number: SegmentNumber, end: u64, peers: usize) {
         loop {
             let seen = self.changed.count();
-            if self.holders(number, end) >= peers {
+            if self.are_held(number, end, peers) {
                 return;
             }
             self.changed.beyond(seen).await;

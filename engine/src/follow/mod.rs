@@ -10,6 +10,7 @@ mod acks;
 mod copying;
 mod pending;
 mod serve;
+mod standing;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
@@ -27,6 +28,7 @@ pub use acks::Acks;
 pub use copying::{Claim, Copying};
 use pending::Pending;
 pub use serve::Portion;
+pub use standing::Standing;
 
 /// Between tries of a peer that does not answer.
 const RETRY: Duration = Duration::from_millis(300);
@@ -180,17 +182,6 @@ pub struct Lag {
     pub since: Option<Instant>,
 }
 
-/// How far following is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
-    /// All that all peers wrote until then is here; `None` when that is not known. Without peers it is now.
-    pub all_until: Option<Instant>,
-    /// The same for the peers that are not offline.
-    pub living_until: Option<Instant>,
-    /// Every living peer's segments were all here once, or it could not be reached.
-    pub caught_up: bool,
-}
-
 /// What of a segment lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lack {
@@ -262,19 +253,9 @@ impl<N: Net> Followers<N> {
                 self.net.spawn(async move { followers.follow(peer).await });
             }
         }
-        let heard = self.heard.borrow();
-        let until = |offline_too: bool| {
-            let counts = |peer: &&Peer| offline_too || !peer.offline;
-            let heard = peers.iter().filter(counts).map(|peer| heard.get(&peer.id).copied()).min();
-            // Without peers nobody else writes.
-            heard.unwrap_or_else(|| Some(self.net.now()))
-        };
         let caught_up = self.caught_up.borrow();
-        Some(Standing {
-            all_until: until(true),
-            living_until: until(false),
-            caught_up: peers.iter().all(|peer| peer.offline || caught_up.contains(&peer.id)),
-        })
+        let is_caught_up = |peer| caught_up.contains(&peer);
+        Some(Standing::of(&peers, &self.heard.borrow(), is_caught_up, self.net.now()))
     }
 
     /// Segments that this node made before its disk was lost have come back: nobody has more of them, so they are

@@ -39,13 +39,6 @@ pub(super) struct Deferred {
     saved: BTreeSet<ObjectId>,
 }
 
-impl Deferred {
-    /// It was marked where it lies.
-    pub(super) fn forget(&mut self, object: ObjectId) {
-        self.objects.remove(&object);
-    }
-}
-
 impl Store {
     /// The object lost its name: its slot is marked, a solo segment is unlinked. Readers that have
     /// it open go on. True when it had been alive. Blocking.
@@ -170,6 +163,21 @@ impl Store {
             pending.pop_first();
         }
         pending.entry(object.segment()).or_default().insert(object.slot());
+    }
+
+    /// The nodes whose they are have marked them, or no node has them: they are not said again.
+    pub fn forget_dead(&self, objects: &[ObjectId]) {
+        let mut deferred = self.deferred.lock();
+        let mut pending = self.pending_dead.lock();
+        for object in objects {
+            deferred.objects.remove(object);
+            if let Some(slots) = pending.get_mut(&object.segment()) {
+                slots.remove(&object.slot());
+                if slots.is_empty() {
+                    pending.remove(&object.segment());
+                }
+            }
+        }
     }
 
     /// Marks what is known to be dead in a segment that was just opened, or grew.

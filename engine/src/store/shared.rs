@@ -403,21 +403,6 @@ impl Store {
         }
         Ok(own)
     }
-
-    /// The nodes whose they are have marked them, or no node has them: they are not said again.
-    pub fn forget_dead(&self, objects: &[ObjectId]) {
-        let mut deferred = self.deferred.lock();
-        let mut pending = self.pending_dead.lock();
-        for object in objects {
-            deferred.forget(*object);
-            if let Some(slots) = pending.get_mut(&object.segment()) {
-                slots.remove(&object.slot());
-                if slots.is_empty() {
-                    pending.remove(&object.segment());
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

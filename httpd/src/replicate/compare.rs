@@ -16,9 +16,9 @@ use reel_engine::follow::Followers;
 use reel_engine::format::record::RecordHead;
 use reel_engine::{Error, SegmentNumber};
 
+use super::PAGE;
 use super::pull::{Broken, OverHttp};
 use super::serve::number_of;
-use super::{PAGE, not_here, segment_number};
 use crate::conn::{Conn, ConnError};
 use crate::http::request::Request;
 use crate::shard::{Answered, Stop};
@@ -236,9 +236,7 @@ impl StorageShard {
     ) -> Result<Answered, ConnError> {
         let after = number_of(request, "after").and_then(SegmentNumber::new);
         let limit = number_of(request, "limit").map_or(PAGE, |limit| limit as usize).clamp(1, PAGE);
-        let numbers = self.node.store.list(after, limit);
-        let next =
-            (numbers.len() == limit).then(|| numbers.last().map(|last| last.get())).flatten();
+        let (numbers, next) = self.list_page(after, limit);
         let store = Arc::clone(&self.node.store);
         // A large upload that is not complete, or one that is damaged, holds nothing to compare.
         let look = move || Ok(numbers.into_iter().filter_map(|n| store.held(n).ok()).collect());
@@ -257,29 +255,6 @@ impl StorageShard {
                     next,
                 };
                 self.answers.json(conn, request, 200, &page).await
-            }
-            Err(error) => self.answers.refuse(conn, request, error.into()).await,
-        }
-    }
-
-    /// `GET /-/v1/segments/{number}/slots`.
-    pub(super) async fn slots_view(
-        &self,
-        conn: &mut Conn,
-        request: &Request,
-        number: &str,
-    ) -> Result<Answered, ConnError> {
-        let number = match segment_number(number) {
-            Ok(number) => number,
-            Err(problem) => return self.answers.refuse(conn, request, problem).await,
-        };
-        let store = Arc::clone(&self.node.store);
-        match self.node.store.pool().run(move || store.slots_of(number)).await {
-            Ok(Slots { living, dead }) => {
-                self.answers.json(conn, request, 200, &SlotsView { living, dead }).await
-            }
-            Err(Error::NoSegment(_)) => {
-                self.answers.refuse(conn, request, not_here(&self.node.store, number)).await
             }
             Err(error) => self.answers.refuse(conn, request, error.into()).await,
         }

@@ -13,31 +13,12 @@ mod serve;
 mod shared;
 
 use reel_engine::format::segment_header::SegmentKind;
-use reel_engine::{Known, SegmentNumber, Store};
+use reel_engine::{Known, SegmentNumber};
 use serde::{Deserialize, Serialize};
-
-use crate::answer::Problem;
 
 pub(crate) use pull::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers};
 pub(crate) use push::Push;
 pub(crate) use shared::run_shared;
-
-fn segment_number(text: &str) -> Result<SegmentNumber, Problem> {
-    let number = text.parse().ok().and_then(SegmentNumber::new);
-    number.ok_or_else(|| Problem::new(400, "bad_request", "a segment number is decimal"))
-}
-
-/// Why a segment is not here.
-fn not_here(store: &Store, number: SegmentNumber) -> Problem {
-    if store.is_gone(number) {
-        return Problem::new(
-            410,
-            "gone",
-            format!("segment {number} is gone: its objects are dead"),
-        );
-    }
-    Problem::new(404, "not_found", format!("segment {number} is not here"))
-}
 
 /// Segments of one page.
 const PAGE: usize = 500;

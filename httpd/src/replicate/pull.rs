@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use reel_control::agent::Peer;
 use reel_control::api::NodeState;
 use reel_control::catalog::CatalogError;
-use reel_engine::follow::{self, Followers, Net, News, Page, Pulled};
+use reel_engine::follow::{self, Followers, Net, News, Page, Pulled, Standing};
 use reel_engine::replica::Arrived;
 use reel_engine::{Error, Known, SegmentNumber};
 use tokio::sync::mpsc::Receiver;
@@ -72,14 +72,7 @@ pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
 impl StorageShard {
     fn follow(&self, followers: &Rc<Followers<OverHttp>>) {
         let Some(standing) = followers.look() else { return };
-        let status = &self.node.status;
-        if status.state() == NodeState::Joining {
-            status.enter(NodeState::Syncing);
-        }
-        self.node.following.is_until(standing.all_until, standing.living_until);
-        if standing.caught_up && status.state() == NodeState::Syncing {
-            status.enter(NodeState::Active);
-        }
+        self.stands(standing);
         let mut behind = 0;
         for (peer, lag) in followers.lags() {
             behind += lag.bytes;
@@ -88,7 +81,19 @@ impl StorageShard {
             let seconds = lag.since.map_or(0.0, |since| since.elapsed().as_secs_f64());
             metrics::gauge!("reel_replication_lag_seconds", &peer).set(seconds);
         }
-        status.lag.store(behind, Ordering::Relaxed);
+        self.node.status.lag.store(behind, Ordering::Relaxed);
+    }
+
+    /// Says how current this node is, and takes it from joining over syncing to active.
+    pub(super) fn stands(&self, standing: Standing) {
+        let status = &self.node.status;
+        if status.state() == NodeState::Joining {
+            status.enter(NodeState::Syncing);
+        }
+        self.node.following.is_until(standing.all_until, standing.living_until);
+        if standing.caught_up && status.state() == NodeState::Syncing {
+            status.enter(NodeState::Active);
+        }
     }
 
     /// Records have arrived: names they concern are not believed any more.

@@ -4,10 +4,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reel_control::api::SlotsView;
+use reel_engine::contents::Slots;
 use reel_engine::follow::Portion;
-use reel_engine::{Error, SegmentNumber};
+use reel_engine::{Error, SegmentNumber, Store};
 
-use super::{Changes, DeadSlots, PAGE, SegmentView, SegmentsPage, not_here, segment_number};
+use super::{Changes, DeadSlots, PAGE, SegmentView, SegmentsPage};
+use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
 use crate::shard::Answered;
@@ -20,11 +23,48 @@ pub(super) fn number_of(request: &Request, key: &str) -> Option<u64> {
     query_value(&request.query, key)?.parse().ok()
 }
 
+fn segment_number(text: &str) -> Result<SegmentNumber, Problem> {
+    let number = text.parse().ok().and_then(SegmentNumber::new);
+    number.ok_or_else(|| Problem::new(400, "bad_request", "a segment number is decimal"))
+}
+
+/// Why a segment is not here.
+fn not_here(store: &Store, number: SegmentNumber) -> Problem {
+    if store.is_gone(number) {
+        return Problem::new(
+            410,
+            "gone",
+            format!("segment {number} is gone: its objects are dead"),
+        );
+    }
+    Problem::new(404, "not_found", format!("segment {number} is not here"))
+}
+
+/// What is asked of a segment.
+#[derive(Clone, Copy)]
+enum Part {
+    /// What it is.
+    All,
+    Dead,
+    Slots,
+}
+
 impl StorageShard {
     async fn describe(&self, numbers: Vec<SegmentNumber>) -> Result<Vec<SegmentView>, Error> {
         let store = Arc::clone(&self.node.store);
         let described = self.node.store.pool().run(move || store.describe_all(numbers)).await?;
         Ok(described.into_iter().map(SegmentView::from).collect())
+    }
+
+    /// Segments behind `after`, and where the next page begins when there may be more.
+    pub(super) fn list_page(
+        &self,
+        after: Option<SegmentNumber>,
+        limit: usize,
+    ) -> (Vec<SegmentNumber>, Option<u64>) {
+        let numbers = self.node.store.list(after, limit);
+        let last = numbers.last().filter(|_| numbers.len() == limit).map(|last| last.get());
+        (numbers, last)
     }
 
     pub(crate) async fn segments_page(
@@ -33,8 +73,7 @@ impl StorageShard {
         request: &Request,
     ) -> Result<Answered, ConnError> {
         let after = number_of(request, "after").and_then(SegmentNumber::new);
-        let numbers = self.node.store.list(after, PAGE);
-        let next = (numbers.len() == PAGE).then(|| numbers.last().map(|last| last.get())).flatten();
+        let (numbers, next) = self.list_page(after, PAGE);
         match self.describe(numbers).await {
             Ok(segments) => {
                 self.answers.json(conn, request, 200, &SegmentsPage { segments, next }).await
@@ -76,12 +115,10 @@ impl StorageShard {
         request: &Request,
         rest: &str,
     ) -> Result<Answered, ConnError> {
-        if let Some(number) = rest.strip_suffix("/slots") {
-            return self.slots_view(conn, request, number).await;
-        }
-        let (number, dead) = match rest.strip_suffix("/dead") {
-            Some(number) => (number, true),
-            None => (rest, false),
+        let (number, part) = match rest.rsplit_once('/') {
+            Some((number, "dead")) => (number, Part::Dead),
+            Some((number, "slots")) => (number, Part::Slots),
+            _ => (rest, Part::All),
         };
         let number = match segment_number(number) {
             Ok(number) => number,
@@ -89,11 +126,14 @@ impl StorageShard {
         };
         let store = Arc::clone(&self.node.store);
         let look = move || {
-            if dead {
-                let slots = store.dead_slots(number)?;
-                return Ok(serde_json::to_value(DeadSlots { slots }));
-            }
-            Ok(serde_json::to_value(SegmentView::from(store.describe(number)?)))
+            Ok(match part {
+                Part::Dead => serde_json::to_value(DeadSlots { slots: store.dead_slots(number)? }),
+                Part::Slots => {
+                    let Slots { living, dead } = store.slots_of(number)?;
+                    serde_json::to_value(SlotsView { living, dead })
+                }
+                Part::All => serde_json::to_value(SegmentView::from(store.describe(number)?)),
+            })
         };
         match self.node.store.pool().run(look).await {
             Ok(view) => {

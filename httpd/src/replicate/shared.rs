@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use reel_control::agent::Peer;
 use reel_control::api::NodeState;
+use reel_engine::follow::{Net, Standing};
 use reel_engine::{Error, ObjectId, Place, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
@@ -98,32 +99,16 @@ struct Listeners {
 impl Listeners {
     /// Begins to follow peers that are not followed yet, and says how current this node is.
     fn look(self: &Rc<Self>, shard: &Rc<StorageShard>) {
-        let Some(peers) = shard.node.peers.read().clone() else { return };
-        let living: Vec<&Peer> =
-            peers.iter().filter(|peer| peer.state != NodeState::Offline).collect();
-        for peer in &living {
+        let Some(peers) = self.net.peers() else { return };
+        for peer in peers.iter().filter(|peer| !peer.offline) {
             if self.following.borrow_mut().insert(peer.id) {
                 let (listeners, shard, peer) = (Rc::clone(self), Rc::clone(shard), peer.id);
                 monoio::spawn(async move { listeners.follow(&shard, peer).await });
             }
         }
-        let heard = self.heard.borrow();
-        let until = |peers: &mut dyn Iterator<Item = &Peer>| {
-            // Without peers nobody else writes.
-            let first = peers.map(|peer| heard.get(&peer.id).copied()).min();
-            first.unwrap_or_else(|| Some(Instant::now()))
-        };
-        let all = until(&mut peers.iter());
-        shard.node.following.is_until(all, until(&mut living.iter().copied()));
-        let status = &shard.node.status;
-        if status.state() == NodeState::Joining {
-            status.enter(NodeState::Syncing);
-        }
-        let given_up = self.given_up.borrow();
-        let is_known = |peer: &&Peer| heard.contains_key(&peer.id) || given_up.contains(&peer.id);
-        if status.state() == NodeState::Syncing && living.iter().all(is_known) {
-            status.enter(NodeState::Active);
-        }
+        let (heard, given_up) = (self.heard.borrow(), self.given_up.borrow());
+        let is_known = |peer| heard.contains_key(&peer) || given_up.contains(&peer);
+        shard.stands(Standing::of(&peers, &heard, is_known, Instant::now()));
     }
 
     /// Follows one peer until the trackers call it offline.

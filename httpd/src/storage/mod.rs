@@ -82,9 +82,14 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// Whether a volume of the whole group keeps the copies.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.config.replication == Replication::Shared
+    }
+
     /// Whether every living peer holds all that this node has written lately.
     pub(crate) fn is_held_by_peers(&self) -> bool {
-        if self.config.replication == Replication::Shared {
+        if self.is_shared() {
             return true;
         }
         let peers = self.peers.read();
@@ -153,7 +158,7 @@ impl StorageShard {
 
     /// Whether a volume of the whole group keeps the copies.
     pub(crate) fn is_shared(&self) -> bool {
-        self.node.config.replication == Replication::Shared
+        self.node.is_shared()
     }
 
     /// Where a segment is, without a lock when this shard has seen it lately.
