@@ -8,6 +8,7 @@ mod access_log;
 mod answer;
 mod conn;
 mod gateway;
+mod handover;
 pub mod http;
 mod node;
 mod pipes;

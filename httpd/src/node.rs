@@ -1,6 +1,6 @@
 //! Puts a storage node or an HTTP server together: side thread, shards, an end in order.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
 use crate::gateway::{Gateway, GatewayShard};
+use crate::handover::{self, Counter, Offer, Taken};
 use crate::replicate::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers, run_shared};
 use crate::shard::{self, Stop};
 use crate::side::Side;
@@ -88,9 +89,8 @@ pub struct Common {
 fn listeners(
     address: SocketAddr,
     shards: usize,
-    take_over: bool,
-) -> Result<(Vec<std::net::TcpListener>, SocketAddr), RunError> {
-    if !take_over && shard::is_taken(address) {
+) -> Result<(Vec<TcpListener>, SocketAddr), RunError> {
+    if shard::is_taken(address) {
         return Err(RunError::AddressInUse(address));
     }
     let failed = |source: std::io::Error| match source.kind() {
@@ -106,10 +106,32 @@ fn listeners(
     Ok((sockets, address))
 }
 
+/// The sockets of the server at `address`, if there is one that passes them, and more when it has less than `shards`.
+fn take_sockets(address: SocketAddr, shards: usize) -> Result<Option<Taken>, RunError> {
+    let mut taken = handover::take(address)
+        .map_err(io(format!("take over the sockets of the server at {address}")))?;
+    match &mut taken {
+        None => tracing::info!(%address, "no server to take over from: this one begins anew"),
+        Some(Taken { sockets, .. }) => {
+            while sockets.len() < shards {
+                sockets.push(shard::listen(address).map_err(io(format!("listen on {address}")))?);
+            }
+        }
+    }
+    Ok(taken)
+}
+
+/// Where a server that takes over will ask; without it this one works, and has to be stopped first.
+fn open_counter(address: SocketAddr) -> Option<Counter> {
+    Counter::open(address)
+        .inspect_err(|error| tracing::warn!(%error, "no server can take over from this one"))
+        .ok()
+}
+
 /// One listening socket, for a control-plane server. Its port may be shared with a socket that
 /// only keeps it (`reel up`), never with another server.
-pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, RunError> {
-    let (sockets, _) = listeners(address, 1, false)?;
+pub fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
+    let (sockets, _) = listeners(address, 1)?;
     let socket = sockets.into_iter().next().ok_or(RunError::AddressInUse(address))?;
     socket.set_nonblocking(true).map_err(io("set up the socket"))?;
     Ok(socket)
@@ -124,7 +146,7 @@ pub fn run_storage(
     stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
 ) -> Result<(), RunError> {
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
-    let (sockets, address) = listeners(config.listen, shards, false)?;
+    let (sockets, address) = listeners(config.listen, shards)?;
     let access_log = open_access_log(&config.access_log)?;
     let leases = Arc::new(LeasePool::default());
     let volume = (config.replication == Replication::Shared).then(SharedDisk::default);
@@ -187,10 +209,10 @@ pub fn run_storage(
     }));
     ready(address);
     let mut first = Some(FirstShard { offer: recovery.offer, damaged, questions });
-    let result = run_shards(sockets, |index, socket| {
+    let result = run_shards(shards, sockets, |index, sockets| {
         let (node, stop) = (Arc::clone(&node), stop.clone());
         let first = first.take();
-        move || storage_shard(index, socket, node, stop, first)
+        move || storage_shard(index, sockets, node, stop, first)
     });
     drop(upkeep);
     result
@@ -358,17 +380,23 @@ async fn watch(status: Arc<NodeStatus>, store: Arc<Store>, hurry: Arc<Notify>) {
     }
 }
 
-/// Runs one thread a socket until all have ended.
+/// Runs one thread a shard until all have ended. The sockets are dealt out evenly; there may be another number of them
+/// than of shards after a take-over.
 fn run_shards<F>(
-    sockets: Vec<std::net::TcpListener>,
-    mut shard: impl FnMut(usize, std::net::TcpListener) -> F,
+    shards: usize,
+    sockets: Vec<TcpListener>,
+    mut shard: impl FnMut(usize, Vec<TcpListener>) -> F,
 ) -> Result<(), RunError>
 where
     F: FnOnce() -> Result<(), RunError> + Send + 'static,
 {
-    let mut threads = Vec::new();
+    let mut hands: Vec<Vec<TcpListener>> = (0..shards).map(|_| Vec::new()).collect();
     for (index, socket) in sockets.into_iter().enumerate() {
-        let run = shard(index, socket);
+        hands[index % shards].push(socket);
+    }
+    let mut threads = Vec::new();
+    for (index, sockets) in hands.into_iter().enumerate() {
+        let run = shard(index, sockets);
         let thread = std::thread::Builder::new()
             .name(format!("reel-shard-{index}"))
             .spawn(run)
@@ -395,7 +423,7 @@ fn in_runtime<T>(index: usize, run: impl Future<Output = T>) -> Result<T, RunErr
 
 fn storage_shard(
     index: usize,
-    socket: std::net::TcpListener,
+    sockets: Vec<TcpListener>,
     node: Arc<Node>,
     stop: Stop,
     first: Option<FirstShard>,
@@ -416,7 +444,7 @@ fn storage_shard(
             monoio::spawn(repair_damaged(Rc::clone(&shard), damaged));
             monoio::spawn(run_sweeps(Rc::clone(&shard)));
         }
-        let result = shard::run(socket, Rc::new(Rc::clone(&shard)), limits, stop).await;
+        let result = shard::run(sockets, Rc::new(Rc::clone(&shard)), limits, stop).await;
         shard.writer.stop();
         writing.await;
         result.map_err(io("serve"))
@@ -424,7 +452,8 @@ fn storage_shard(
 }
 
 /// Runs an HTTP server until `stop` is called. `ready` is called with the address when it listens. With `take_over`
-/// another one may serve there already, which is to be stopped next: the kernel gives new connections to either until then.
+/// the listening sockets of the one that serves there are taken over ([`handover`]); it is to be stopped next, and either
+/// accepts until then.
 pub fn run_gateway(
     common: Common,
     config: HttpConfig,
@@ -433,8 +462,20 @@ pub fn run_gateway(
     stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
 ) -> Result<(), RunError> {
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
-    let (sockets, address) = listeners(config.listen, shards, take_over)?;
+    let taken = if take_over { take_sockets(config.listen, shards)? } else { None };
+    let (counter, sockets, address) = match taken {
+        Some(Taken { counter, sockets }) => (Some(counter), sockets, config.listen),
+        None => {
+            let (sockets, address) = listeners(config.listen, shards)?;
+            (open_counter(address), sockets, address)
+        }
+    };
     let side = Side::start().map_err(io("start the control thread"))?;
+    let offer = counter.map(|counter| Offer::new(counter, &sockets)).transpose();
+    let offer = offer.map_err(io("offer the sockets to a server that takes over"))?;
+    if let Some(offer) = &offer {
+        side.handle().spawn(Arc::clone(offer).run());
+    }
     let gateway = Arc::new(Gateway {
         access_log: open_access_log(&config.access_log)?,
         boot: boot(),
@@ -448,15 +489,20 @@ pub fn run_gateway(
     side.handle().spawn(watch_reach(Arc::clone(&gateway)));
     let stop = Stop::default();
     let stopping = stop.clone();
-    stopper(Box::new(move || stopping.stop()));
+    stopper(Box::new(move || {
+        if let Some(offer) = &offer {
+            offer.withdraw();
+        }
+        stopping.stop();
+    }));
     ready(address);
-    run_shards(sockets, |index, socket| {
+    run_shards(shards, sockets, |index, sockets| {
         let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
         move || {
             in_runtime(index, async move {
                 let limits = Rc::new(gateway.config.limits.clone());
                 let service = Rc::new(GatewayShard::new(gateway));
-                shard::run(socket, service, limits, stop).await.map_err(io("serve"))
+                shard::run(sockets, service, limits, stop).await.map_err(io("serve"))
             })?
         }
     })

@@ -10,7 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
@@ -20,6 +20,8 @@ use monoio::net::TcpStream;
 use rustix::buffer::spare_capacity;
 use rustix::event::EventfdFlags;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, acceptfrom_with};
 
 use crate::turns;
 
@@ -105,8 +107,52 @@ pub(crate) struct Socket {
     reactor: Rc<Reactor>,
 }
 
+/// A listening socket of this shard. A connection is taken only when it is handed out: one that nobody takes any more
+/// stays in the kernel's queue. (An accept in the ring may take one whose future is gone.)
+#[derive(Debug)]
+pub(crate) struct Listener(Socket);
+
+impl Listener {
+    /// Takes over a listening socket.
+    pub(crate) fn adopt(socket: std::net::TcpListener) -> io::Result<Self> {
+        Socket::adopt(socket.into()).map(Self)
+    }
+
+    /// The next connection, when there is one by then.
+    pub(crate) async fn accept(&self) -> io::Result<(OwnedFd, IpAddr)> {
+        loop {
+            if let Some(accepted) = self.accept_now()? {
+                return Ok(accepted);
+            }
+            // For ever, in pieces.
+            let _ = self.0.readable(Duration::from_secs(60)).await;
+        }
+    }
+
+    /// The next connection, if there is one already.
+    pub(crate) fn accept_now(&self) -> io::Result<Option<(OwnedFd, IpAddr)>> {
+        loop {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            match acceptfrom_with(self.0.fd(), flags) {
+                Ok((fd, from)) => {
+                    let from = from.and_then(|from| SocketAddr::try_from(from).ok());
+                    // Gone before it was accepted, if it has no address.
+                    let Some(from) = from else { continue };
+                    return Ok(Some((fd, from.ip())));
+                }
+                Err(Errno::AGAIN) => {
+                    self.0.drained();
+                    return Ok(None);
+                }
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
 /// Takes the descriptor out of a stream of the runtime.
-pub(crate) fn owned(stream: TcpStream) -> OwnedFd {
+fn owned(stream: TcpStream) -> OwnedFd {
     // SAFETY: the stream gives its descriptor up; nobody else has it.
     unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) }
 }
@@ -253,7 +299,7 @@ impl Reactor {
 }
 
 impl Socket {
-    /// Takes over a connected socket.
+    /// Takes over a socket.
     pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let reactor = Reactor::current()?;
         rustix::io::ioctl_fionbio(&fd, true)?;

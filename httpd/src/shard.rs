@@ -18,12 +18,15 @@ use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
 use crate::http::request::{self, Framing, Request};
 use crate::http::response::{Head, error_body};
-use crate::{reactor, tally};
+use crate::reactor::{self, Listener};
+use crate::tally;
 
 /// Connections that wait in the kernel for a shard.
 const BACKLOG: i32 = 4096;
 /// Unread body bytes that are read and dropped to keep a connection; with more it is closed.
 const DRAIN_BYTES: u64 = 256 * 1024;
+/// Connections that are accepted before those that are there have their turn.
+const ACCEPTED_AT_ONCE: usize = 32;
 /// After an accept failed (descriptors ran out): the shard pauses instead of spinning.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -181,15 +184,15 @@ impl Activity {
     }
 }
 
-/// Accepts and serves until `stop`, then lets requests in progress end.
+/// Accepts at all `listeners` and serves until `stop`, then lets requests in progress end.
 pub(crate) async fn run<S: Service>(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     service: Rc<S>,
     limits: Rc<LimitsConfig>,
     stop: Stop,
 ) -> io::Result<()> {
-    let waiting = listener.try_clone()?;
-    let listener = monoio::net::TcpListener::from_std(listener)?;
+    let listeners =
+        listeners.into_iter().map(Listener::adopt).collect::<io::Result<Vec<Listener>>>()?;
     let activity = Rc::new(Activity::default());
     monoio::spawn({
         let service = Rc::clone(&service);
@@ -209,17 +212,17 @@ pub(crate) async fn run<S: Service>(
         refused: metrics::counter!("reel_connections_refused_total", "reason" => "per_address"),
         failed: metrics::counter!("reel_accept_errors_total"),
     };
+    let accepting = listeners.iter().map(|listener| door.accept_all(listener));
     monoio::select! {
-        () = door.accept_all(&listener) => {}
+        _ = futures_util::future::join_all(accepting) => {}
         () = door.stop.stopped() => {}
     }
     // Connections that the kernel has made for this process would be reset with the socket.
-    drop(listener);
-    waiting.set_nonblocking(true)?;
-    while let Ok((socket, from)) = waiting.accept() {
-        door.admit(socket.into(), from.ip());
+    for listener in listeners {
+        while let Ok(Some((socket, from))) = listener.accept_now() {
+            door.admit(socket, from);
+        }
     }
-    drop(waiting);
     // Those begin with the next turn of the loop.
     monoio::time::sleep(Duration::from_millis(10)).await;
     let Door { activity, limits, .. } = door;
@@ -246,14 +249,21 @@ struct Door<S> {
 
 impl<S: Service> Door<S> {
     /// Accepts and serves. For ever.
-    async fn accept_all(&self, listener: &monoio::net::TcpListener) {
+    async fn accept_all(&self, listener: &Listener) {
+        let mut accepted = 0usize;
         loop {
             if self.activity.connections.get() >= self.limits.connections {
                 monoio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
             match listener.accept().await {
-                Ok((stream, from)) => self.admit(reactor::owned(stream), from.ip()),
+                Ok((socket, from)) => {
+                    self.admit(socket, from);
+                    accepted += 1;
+                    if accepted.is_multiple_of(ACCEPTED_AT_ONCE) {
+                        reactor::behind_all().await;
+                    }
+                }
                 Err(error) => {
                     self.failed.increment(1);
                     tracing::warn!(%error, "accept failed; pausing");

@@ -4,8 +4,12 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::harness::{Base, Role, bytes, eventually, get, put, read_answer, request, signal};
+use crate::harness::{
+    Base, PATIENCE, Role, bytes, eventually, get, put, read_answer, request, signal,
+};
 
 fn http(base: &Base, more: &str) -> Role {
     let config = format!(
@@ -172,27 +176,58 @@ fn a_new_http_server_takes_over_while_the_old_one_finishes_its_viewers() {
     viewer.write_all(b"GET /ann/film HTTP/1.1\r\nHost: h\r\n\r\n").unwrap();
     let mut first = vec![0; 100_000];
     viewer.read_exact(&mut first).unwrap();
-    let config = format!(
-        "trackers = [\"{}\"]\n[http]\nlisten = \"{}\"\nshards = 1\n",
-        base.tracker.address, old.address
-    );
-    let refused = Role::start("http", base.dir.path(), &config).err().unwrap();
+    let config = |shards| {
+        format!(
+            "trackers = [\"{}\"]\n[http]\nlisten = \"{}\"\nshards = {shards}\n",
+            base.tracker.address, old.address
+        )
+    };
+    let refused = Role::start("http", base.dir.path(), &config(1)).err().unwrap();
     assert!(refused.contains("is in use by another server"), "{refused}");
-    let new = Role::start_with("http", &["--take-over"], base.dir.path(), &config).unwrap();
-    signal(old.pid(), rustix::process::Signal::TERM);
-    // The old one answers what reaches it meanwhile, and says that it goes.
-    eventually("connections come to the new one only", || {
-        let mut stream = TcpStream::connect(&new.address).unwrap();
-        stream.write_all(b"GET /ann/film HTTP/1.1\r\nHost: h\r\nRange: bytes=0-9\r\n\r\n").unwrap();
-        let answer = read_answer(&mut stream, false).unwrap();
-        assert!(answer.status == 206 && answer.body == film[..10]);
-        (answer.field("connection") != "close").then_some(())
+    let address = old.address.clone();
+    let ask = move || {
+        let mut stream = TcpStream::connect(&address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET /ann/film HTTP/1.1\r\nHost: h\r\nRange: bytes=0-9\r\n\r\n")?;
+        read_answer(&mut stream, false)
+    };
+    // Connections come all the time, while one takes over from the other: none is lost.
+    let (done, asker) = (Arc::new(AtomicBool::new(false)), ask.clone());
+    let asking = std::thread::spawn({
+        let done = Arc::clone(&done);
+        move || {
+            let mut answers = 0;
+            while !done.load(Ordering::Relaxed) {
+                let answer = asker().unwrap_or_else(|error| panic!("after {answers}: {error}"));
+                assert!(answer.status == 206 && answer.body == bytes(8, 10));
+                answers += 1;
+            }
+            answers
+        }
     });
+    let take_over = |shards| {
+        Role::start_with("http", &["--take-over"], base.dir.path(), &config(shards)).unwrap()
+    };
+    // Each with another number of shards: more than there are sockets, and fewer.
+    let second = take_over(3);
+    signal(old.pid(), rustix::process::Signal::TERM);
+    eventually("connections come to the second one only", || {
+        // What reaches the first one meanwhile is answered, and told that it goes.
+        (ask().unwrap().field("connection") != "close").then_some(())
+    });
+    let third = take_over(1);
+    signal(second.pid(), rustix::process::Signal::TERM);
+    second.wait();
+    for _ in 0..20 {
+        assert_eq!(ask().unwrap().field("connection"), "");
+    }
+    done.store(true, Ordering::Relaxed);
+    assert!(asking.join().unwrap() > 20);
     let mut rest = Vec::new();
     viewer.read_to_end(&mut rest).unwrap();
     first.extend_from_slice(&rest);
     let end = first.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
     assert!(first[end..] == film[..], "every byte, from the one that was to stop");
     old.wait();
-    assert_eq!(get(&new.address, "/ann/film").unwrap().status, 200);
+    assert_eq!(get(&third.address, "/ann/film").unwrap().status, 200);
 }
