@@ -12,13 +12,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
 };
+use tokio::net::UnixListener as Asked;
+use tokio::sync::Notify;
 
 /// Descriptors a message (the kernel takes at most 253, `SCM_MAX_FD`).
 const PER_MESSAGE: usize = 64;
@@ -46,8 +48,15 @@ pub(crate) struct Taken {
 /// A server's sockets, for whoever takes over.
 #[derive(Debug)]
 pub(crate) struct Offer {
+    /// Gone when the server stops.
+    stock: Mutex<Option<Stock>>,
+    withdrawn: Notify,
+}
+
+#[derive(Debug)]
+struct Stock {
     counter: UnixListener,
-    sockets: Mutex<Vec<TcpListener>>,
+    sockets: Vec<TcpListener>,
 }
 
 fn name(address: SocketAddr) -> io::Result<UnixAddr> {
@@ -75,19 +84,35 @@ impl Counter {
     }
 }
 
-/// Asks the server at `address` for its sockets; `None` when none is there that passes any. Blocks, up to
-/// [`ANSWER`] a message.
+/// Asks the server at `address` for its sockets; `None` when none is there that passes any. Blocks, for about
+/// [`ANSWER`] at most.
 pub(crate) fn take(address: SocketAddr) -> io::Result<Option<Taken>> {
-    let stream = match UnixStream::connect_addr(&name(address)?) {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let deadline = Instant::now() + ANSWER;
+    loop {
+        match UnixStream::connect_addr(&name(address)?) {
+            Ok(stream) => {
+                if let Some(taken) = take_from(&stream)? {
+                    return Ok(Some(taken));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        // It stops. It may have passed its sockets to a third one, which answers next.
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// `None` when the other side has nothing to pass.
+fn take_from(stream: &UnixStream) -> io::Result<Option<Taken>> {
     same_user(stream.as_fd())?;
     stream.set_read_timeout(Some(ANSWER))?;
     let mut passed = Vec::new();
     for _ in 0..MESSAGES {
-        match receive(&stream, &mut passed)? {
+        match receive(stream, &mut passed)? {
             Some(MORE) => {}
             Some(_) => break,
             None => return Ok(None),
@@ -119,27 +144,33 @@ impl Offer {
     pub(crate) fn new(counter: Counter, sockets: &[TcpListener]) -> io::Result<Arc<Self>> {
         let sockets = sockets.iter().map(TcpListener::try_clone).collect::<io::Result<_>>()?;
         counter.0.set_nonblocking(true)?;
-        Ok(Arc::new(Self { counter: counter.0, sockets: Mutex::new(sockets) }))
+        let stock = Mutex::new(Some(Stock { counter: counter.0, sockets }));
+        Ok(Arc::new(Self { stock, withdrawn: Notify::new() }))
     }
 
     /// Closes the copies: nobody gets any more. To be called before the server stops to accept; with a copy open
     /// connections would queue where nobody accepts.
     pub(crate) fn withdraw(&self) {
-        self.sockets.lock().clear();
+        self.stock.lock().take();
+        self.withdrawn.notify_one();
     }
 
-    /// Passes the sockets to whoever asks. For ever; on the control thread.
+    /// Passes the sockets to whoever asks, until they are withdrawn; on the control thread.
     pub(crate) async fn run(self: Arc<Self>) {
-        let counter = match self.counter.try_clone().and_then(tokio::net::UnixListener::from_std) {
-            Ok(counter) => counter,
-            Err(error) => return tracing::error!(%error, "nobody can take over from this server"),
+        let counter = self.stock.lock().as_ref().map(|stock| stock.counter.try_clone());
+        let counter = match counter.map(|counter| counter.and_then(Asked::from_std)) {
+            None => return,
+            Some(Ok(counter)) => counter,
+            Some(Err(error)) => {
+                return tracing::error!(%error, "nobody can take over from this server");
+            }
         };
         loop {
-            let passed = match counter.accept().await {
-                Ok((stream, _)) => stream.into_std().and_then(|stream| self.pass(&stream)),
-                Err(error) => Err(error),
+            let asked = tokio::select! {
+                asked = counter.accept() => asked,
+                () = self.withdrawn.notified() => return,
             };
-            match passed {
+            match asked.and_then(|(stream, _)| self.pass(&stream.into_std()?)) {
                 Ok(0) => {}
                 Ok(sockets) => tracing::info!(sockets, "another server takes over"),
                 Err(error) => {
@@ -153,11 +184,9 @@ impl Offer {
     /// Sends the counter and the sockets; how many. The stream does not block: an empty one has room for all.
     fn pass(&self, stream: &UnixStream) -> io::Result<usize> {
         same_user(stream.as_fd())?;
-        let sockets = self.sockets.lock();
-        if sockets.is_empty() {
-            return Ok(0);
-        }
-        let mut all = vec![self.counter.as_fd()];
+        let stock = self.stock.lock();
+        let Some(Stock { counter, sockets }) = &*stock else { return Ok(0) };
+        let mut all = vec![counter.as_fd()];
         all.extend(sockets.iter().map(AsFd::as_fd));
         let messages = all.len().div_ceil(PER_MESSAGE);
         for (index, fds) in all.chunks(PER_MESSAGE).enumerate() {

@@ -27,6 +27,9 @@ const BACKLOG: i32 = 4096;
 const DRAIN_BYTES: u64 = 256 * 1024;
 /// Connections that are accepted before those that are there have their turn.
 const ACCEPTED_AT_ONCE: usize = 32;
+/// How long a shard that stops waits for the first request of connections it has accepted: a client that has just
+/// connected has sent it. (Browsers also open connections that they do not use.)
+const FRESH_GRACE: Duration = Duration::from_secs(1);
 /// After an accept failed (descriptors ran out): the shard pauses instead of spinning.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -153,8 +156,26 @@ pub(crate) fn cores() -> usize {
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
     connections: Cell<usize>,
+    /// Connections whose first request has not come yet.
+    fresh: Cell<usize>,
     requests: Cell<usize>,
     addresses: RefCell<HashMap<IpAddr, usize>>,
+}
+
+/// One of a count, as long as it lives.
+struct Counted<'a>(&'a Cell<usize>);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Activity {
@@ -223,12 +244,17 @@ pub(crate) async fn run<S: Service>(
             door.admit(socket, from);
         }
     }
-    // Those begin with the next turn of the loop.
-    monoio::time::sleep(Duration::from_millis(10)).await;
     let Door { activity, limits, .. } = door;
-    let deadline = Instant::now() + limits.stop_grace.0;
-    while activity.requests.get() > 0 && Instant::now() < deadline {
+    let (now, grace) = (Instant::now(), limits.stop_grace.0);
+    let (fresh_deadline, deadline) = (now + grace.min(FRESH_GRACE), now + grace);
+    loop {
+        // Those just admitted begin with the next turn of the loop.
         monoio::time::sleep(Duration::from_millis(10)).await;
+        let now = Instant::now();
+        let is_awaited = activity.fresh.get() > 0 && now < fresh_deadline;
+        if !is_awaited && (activity.requests.get() == 0 || now >= deadline) {
+            break;
+        }
     }
     if activity.requests.get() > 0 {
         tracing::warn!(requests = activity.requests.get(), "requests cut off by the stop");
@@ -303,9 +329,9 @@ async fn connection<S: Service>(
     activity: &Activity,
 ) -> Result<(), ConnError> {
     let mut conn = Conn::new(socket, limits.stall_timeout.0)?.of(client, limits.min_rate.0);
-    let mut first = true;
+    let mut fresh = Some(Counted::new(&activity.fresh));
     loop {
-        let mut request = match read_head(&mut conn, limits, first).await {
+        let mut request = match read_head(&mut conn, limits, fresh.is_some()).await {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(refused) => {
@@ -316,10 +342,12 @@ async fn connection<S: Service>(
                     .field("Connection", "close");
                 conn.queue(&head.end()).await?;
                 conn.send(body.as_bytes()).await?;
+                drop(fresh);
                 return linger(&mut conn).await;
             }
         };
-        first = false;
+        let in_progress = Counted::new(&activity.requests);
+        fresh = None;
         conn.begin();
         service.prepare(&mut request);
         // Said in the answer: what comes after it belongs to another process.
@@ -332,14 +360,12 @@ async fn connection<S: Service>(
             continue;
         }
         conn.body = Decoder::new(request.framing);
-        activity.requests.set(activity.requests.get() + 1);
         // On the heap: a connection that waits for a request carries no room for its answer.
-        let answered = Box::pin(service.serve(&mut conn, &request)).await;
-        activity.requests.set(activity.requests.get() - 1);
-        let answered = answered?;
+        let answered = Box::pin(service.serve(&mut conn, &request)).await?;
         let keep = request.keep_alive && !answered.close && drain(&mut conn).await?;
         if !keep || stop.is_stopping() {
             conn.flush().await?;
+            drop(in_progress);
             return if conn.body.is_done() { Ok(()) } else { linger(&mut conn).await };
         }
     }

@@ -488,7 +488,7 @@ fn default_true() -> bool {
     true
 }
 fn default_refill_share() -> u8 {
-    40
+    50
 }
 fn default_address_age() -> Span {
     Span::ms(1000)

@@ -1,5 +1,6 @@
 //! The side that follows: [`reel_engine::follow`] over HTTP. Runs on one shard of the node.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -54,7 +55,7 @@ pub(super) enum Broken {
 /// Follows every peer, and takes the node from joining over syncing to active.
 pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
     let (store, copying) = (Arc::clone(&shard.node.store), shard.node.copying.clone());
-    let followers = Followers::new(OverHttp(Rc::clone(&shard)), store, copying);
+    let followers = Followers::new(OverHttp::new(Rc::clone(&shard)), store, copying);
     monoio::spawn(run_compares(Rc::clone(&shard), Rc::clone(&followers), stop.clone()));
     while !stop.is_stopping() {
         shard.follow(&followers);
@@ -105,15 +106,19 @@ impl StorageShard {
 }
 
 /// Peers over HTTP.
-pub(super) struct OverHttp(Rc<StorageShard>);
+pub(super) struct OverHttp {
+    shard: Rc<StorageShard>,
+    /// Pulls in progress.
+    pulls: Rc<Cell<usize>>,
+}
 
 impl OverHttp {
     pub(super) fn new(shard: Rc<StorageShard>) -> Self {
-        Self(shard)
+        Self { shard, pulls: Rc::default() }
     }
 
     fn address(&self, peer: u32) -> Result<SocketAddr, Broken> {
-        let peers = self.0.node.peers.read();
+        let peers = self.shard.node.peers.read();
         let found = peers.iter().flatten().find(|known| known.id == peer);
         found.map(|peer| peer.address).ok_or(Broken::Unknown)
     }
@@ -121,11 +126,11 @@ impl OverHttp {
     async fn get(&self, peer: u32, path: &str) -> Result<Response, Broken> {
         let address = self.address(peer)?;
         let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-        let response = self.0.upstreams.request(address, head.as_bytes(), &[], false).await?;
+        let response = self.shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
         match response.status {
             200 => Ok(response),
             status => {
-                self.0.upstreams.give_back(response);
+                self.shard.upstreams.give_back(response);
                 Err(Broken::Status(status))
             }
         }
@@ -138,7 +143,7 @@ impl OverHttp {
     ) -> Result<T, Broken> {
         let mut response = self.get(peer, path).await?;
         let body = response.read_all(JSON_BYTES).await?;
-        self.0.upstreams.give_back(response);
+        self.shard.upstreams.give_back(response);
         Ok(serde_json::from_slice(&body)?)
     }
 }
@@ -150,7 +155,7 @@ impl Net for OverHttp {
     fn peers(&self) -> Option<Vec<follow::Peer>> {
         let told =
             |peer: &Peer| follow::Peer { id: peer.id, offline: peer.state == NodeState::Offline };
-        Some(self.0.node.peers.read().as_ref()?.iter().map(told).collect())
+        Some(self.shard.node.peers.read().as_ref()?.iter().map(told).collect())
     }
 
     async fn news(&self, peer: u32, boot: &str, mark: u64) -> Result<News, Broken> {
@@ -186,7 +191,7 @@ impl Net for OverHttp {
         known: &Known,
         from: u64,
     ) -> Result<Option<PulledOverHttp>, Broken> {
-        let node = self.0.node.config.id;
+        let node = self.shard.node.config.id;
         let Known { number, generation, salt, .. } = known;
         let path = format!(
             "/-/v1/segments/{}/bytes?from={from}&node={node}&generation={generation}&salt={salt}",
@@ -195,10 +200,14 @@ impl Net for OverHttp {
         match self.get(peer, &path).await {
             Ok(response) => {
                 let is_last = response.field("reel-sealed") == Some("1");
-                let shard = Rc::clone(&self.0);
-                let response = Some(response);
-                let rested = Instant::now();
-                Ok(Some(PulledOverHttp { shard, is_last, response, piece: Vec::new(), rested }))
+                Ok(Some(PulledOverHttp {
+                    shard: Rc::clone(&self.shard),
+                    is_last,
+                    response: Some(response),
+                    piece: Vec::new(),
+                    pulls: Pulls::one_more(&self.pulls),
+                    rested: Instant::now(),
+                }))
             }
             Err(Broken::Status(404 | 410)) => Ok(None),
             Err(error) => Err(error),
@@ -217,7 +226,7 @@ impl Net for OverHttp {
     async fn is_gone(&self, peer: u32, number: SegmentNumber) -> Result<bool, Broken> {
         match self.get(peer, &format!("/-/v1/segments/{}", number.get())).await {
             Ok(response) => {
-                self.0.upstreams.give_back(response);
+                self.shard.upstreams.give_back(response);
                 Ok(false)
             }
             Err(Broken::Status(410)) => Ok(true),
@@ -227,11 +236,11 @@ impl Net for OverHttp {
     }
 
     fn arrived(&self, records: &[Arrived]) {
-        self.0.heard_of(records);
+        self.shard.heard_of(records);
     }
 
     fn reborn(&self, _peer: u32) {
-        self.0.node.following.doubt(Instant::now());
+        self.shard.node.following.doubt(Instant::now());
     }
 
     async fn sleep(&self, time: Duration) {
@@ -250,7 +259,7 @@ impl Net for OverHttp {
 /// Answers, for ever, whether every other node of the group holds the whole of a segment. Questions come from the upkeep
 /// thread.
 pub(crate) async fn ask_holders(shard: Rc<StorageShard>, mut questions: Receiver<HoldQuestion>) {
-    let net = OverHttp(shard);
+    let net = OverHttp::new(shard);
     while let Some(HoldQuestion { number, answer }) = questions.recv().await {
         let asked = monoio::time::timeout(HOLD_WAIT, follow::all_hold(&net, number)).await;
         // Who asked may have stopped waiting.
@@ -271,17 +280,36 @@ pub(super) struct PulledOverHttp {
     /// Gone when all was read: its connection serves again.
     response: Option<Response>,
     piece: Vec<u8>,
+    pulls: Pulls,
     /// The last rest, or the beginning.
     rested: Instant,
 }
 
+/// One of the pulls in progress.
+struct Pulls(Rc<Cell<usize>>);
+
+impl Pulls {
+    fn one_more(count: &Rc<Cell<usize>>) -> Self {
+        count.set(count.get() + 1);
+        Self(Rc::clone(count))
+    }
+}
+
+impl Drop for Pulls {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 impl PulledOverHttp {
-    /// A node that fills itself leaves the machines to the viewers in between.
+    /// A node that fills itself leaves the machines to the viewers in between: all its pulls together work for
+    /// `refill_share` of the time, as if one at a time.
     async fn rest(&mut self) {
         let node = &self.shard.node;
         let share = f64::from(node.config.refill_share) / 100.0;
         if node.status.state() == NodeState::Syncing && share < 1.0 {
-            let pause = self.rested.elapsed().mul_f64(1.0 / share - 1.0);
+            let pulls = self.pulls.0.get() as f64;
+            let pause = self.rested.elapsed().mul_f64(pulls / share - 1.0);
             monoio::time::sleep(pause.min(LONGEST_REST)).await;
         }
         self.rested = Instant::now();
