@@ -12,6 +12,7 @@ mod engine;
 mod floor;
 mod large;
 mod load;
+mod readers;
 mod viewers;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,8 @@ enum Command {
     DurablePuts(durable_puts::Args),
     /// Viewers that each ask for a piece every two seconds, more and more, until the first stalls
     Viewers(viewers::Args),
+    /// Readers at a steady pace, who say of each answer when it was asked for and how long it took
+    Readers(readers::Args),
     /// What the kernel alone asks for a small answer: one epoll, one read, one send from memory
     Bare(bare::Args),
     /// The catalog alone, with many rows beside none
@@ -54,6 +57,7 @@ fn main() -> std::process::ExitCode {
     let result = match Cli::parse().command {
         Command::DurablePuts(args) => durable_puts::run(&args),
         Command::Viewers(args) => viewers::run(&args),
+        Command::Readers(args) => readers::run(&args),
         Command::Bare(args) => bare::run(&args),
         Command::Catalog(args) => catalog::run(&args),
         Command::Beats(args) => beats::run(&args),

@@ -212,7 +212,7 @@ pub fn run_storage(
     let result = run_shards(shards, sockets, |index, sockets| {
         let (node, stop) = (Arc::clone(&node), stop.clone());
         let first = first.take();
-        move || storage_shard(index, sockets, node, stop, first)
+        move || storage_shard((index, shards), sockets, node, stop, first)
     });
     drop(upkeep);
     result
@@ -411,8 +411,11 @@ where
     result
 }
 
-fn in_runtime<T>(index: usize, run: impl Future<Output = T>) -> Result<T, RunError> {
-    shard::pin(index);
+fn in_runtime<T>(
+    (index, shards): (usize, usize),
+    run: impl Future<Output = T>,
+) -> Result<T, RunError> {
+    shard::pin(index, shards);
     let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
         .with_entries(1024)
         .enable_timer()
@@ -422,13 +425,13 @@ fn in_runtime<T>(index: usize, run: impl Future<Output = T>) -> Result<T, RunErr
 }
 
 fn storage_shard(
-    index: usize,
+    place: (usize, usize),
     sockets: Vec<TcpListener>,
     node: Arc<Node>,
     stop: Stop,
     first: Option<FirstShard>,
 ) -> Result<(), RunError> {
-    in_runtime(index, async move {
+    in_runtime(place, async move {
         let limits = Rc::new(node.config.limits.clone());
         let shard = StorageShard::new(node);
         let writing = monoio::spawn(shard.writer.clone().run());
@@ -499,7 +502,7 @@ pub fn run_gateway(
     run_shards(shards, sockets, |index, sockets| {
         let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
         move || {
-            in_runtime(index, async move {
+            in_runtime((index, shards), async move {
                 let limits = Rc::new(gateway.config.limits.clone());
                 let service = Rc::new(GatewayShard::new(gateway));
                 shard::run(sockets, service, limits, stop).await.map_err(io("serve"))

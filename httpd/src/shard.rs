@@ -132,12 +132,14 @@ pub(crate) fn is_taken(address: SocketAddr) -> bool {
         && std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok()
 }
 
-/// Pins the calling thread to one core, if it may; the cores are those the process may use.
-pub(crate) fn pin(shard: usize) {
+/// Pins the calling thread, one of `shards`, to a core of its own, if there is a shard for each of the cores that the
+/// process may use. Fewer shards are left to the scheduler: other processes that count from the first core, too, would
+/// meet on it.
+pub(crate) fn pin(shard: usize, shards: usize) {
     let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
     let cores: Vec<usize> =
         (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();
-    if cores.len() < 2 {
+    if cores.len() < 2 || shards < cores.len() {
         return;
     }
     let mut one = rustix::thread::CpuSet::new();

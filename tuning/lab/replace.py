@@ -3,72 +3,51 @@
 same folder to the same disk, and what viewers notice of it."""
 
 import argparse
-import http.client
-import multiprocessing
-import random
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 import hosts
 from checker import body_of
-from cluster import Cluster, upload_all
+from cluster import REEL, Cluster, upload_all
 from hosts import Lab, say, until
 
 
 class Viewers:
-    """Readers of small files and of ranges of large ones, a process each, so that what this script does meanwhile is
-    not in their times."""
+    """Readers of small files and of parts of large ones: `reel-bench readers`, a process of its own."""
 
-    def __init__(self, address, small, large, count):
-        self.end = multiprocessing.Event()
-        self.files = [tempfile.NamedTemporaryFile("r") for _ in range(count)]
-        self.seen = [[] for _ in range(count)]
-        self.readers = [multiprocessing.Process(target=watch, args=(address, small, large, seed, file.name, self.end)) for seed, file in enumerate(self.files)]
-        for reader in self.readers:
-            reader.start()
+    def __init__(self, address, files):
+        self.list = tempfile.NamedTemporaryFile("w")
+        for path, size in files:
+            self.list.write(f"{path} {size} {zlib.crc32(body_of(path, 1, size))}\n")
+        self.list.flush()
+        self.log = tempfile.NamedTemporaryFile("r")
+        command = [f"{REEL}-bench", "readers", "--server", address, "--files", self.list.name]
+        self.readers = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=open(self.log.name, "w"))
+        self.seen = []
 
     def answers(self, begun, ended):
         """(milliseconds, whether it was right) of what was asked between two times of time.monotonic()."""
-        for file, seen in zip(self.files, self.seen):
-            seen += [tuple(map(float, line.split())) for line in file.read().splitlines()]
-        return [(took * 1000, good) for seen in self.seen for at, took, good in seen if begun <= at < ended]
+        self.seen += [tuple(map(float, line.split())) for line in self.log.read().splitlines()]
+        return [(took / 1000, good) for at, took, good in self.seen if begun <= at < ended]
 
     def p99(self, begun, ended):
         took = sorted(took for took, _ in self.answers(begun, ended))
         return took[int(len(took) * 0.99)] if took else float("nan")
 
     def stop(self):
-        self.end.set()
-        for reader in self.readers:
-            reader.join()
-
-
-def watch(address, small, large, seed, name, end):
-    rng = random.Random(seed)
-    conn = http.client.HTTPConnection(address, timeout=10)
-    with open(name, "w", buffering=1) as log:
-        while not end.wait(0.01):
-            path, size = rng.choice(small if rng.random() < 0.8 else large)
-            part = rng.randrange(size - 65_536) if size > 1 << 20 else None
-            begun = time.monotonic()
-            try:
-                conn.request("GET", path, headers={} if part is None else {"Range": f"bytes={part}-{part + 65_535}"})
-                answer = conn.getresponse()
-                body = answer.read()
-                took = time.monotonic() - begun
-                good = body == body_of(path, 1, size) if part is None else answer.status == 206 and len(body) == 65_536
-            except (OSError, http.client.HTTPException):
-                conn.close()
-                took, good = time.monotonic() - begun, False
-            log.write(f"{begun} {took} {int(good)}\n")
+        self.readers.stdin.close()
+        self.readers.wait(20)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=1500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mib", type=int, default=2500)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     hosts.enter("the replacement of a node")
     with Lab() as lab:
@@ -85,14 +64,16 @@ def main():
         dead.die()
         time.sleep(3)
         begun_all, ratios, worse = time.monotonic(), [], []
-        viewers = Viewers(address, small, large, 4)
+        viewers = Viewers(address, small + large)
         time.sleep(5)
         for round_ in range(args.rounds):
             drop = lambda: open("/proc/sys/vm/drop_caches", "w").write("1")
             # The floor: cp of a peer's folder through both page caches, synced.
             dead.host.run("rm", "-rf", data, f"{data}.raw")
             hosts.run("sync")
-            time.sleep(1)
+            time.sleep(2)
+            # Nobody's bytes are in memory when a time begins, the viewers' neither.
+            drop()
             calm = time.monotonic()
             time.sleep(5)
             before = viewers.p99(calm, time.monotonic())
@@ -106,8 +87,8 @@ def main():
             drop()
             begun = time.monotonic()
             dead.start()
-            until("the new node is well", dead.is_well, 300, 0.1)
-            until("the group is whole", lambda: cluster.is_whole(1), 300, 0.1)
+            until("the new node is well", dead.is_well, 300, 0.25)
+            until("the group is whole", lambda: cluster.is_whole(1), 300, 0.25)
             took = time.monotonic() - begun
             during = viewers.p99(begun, begun + took)
             ratios.append(used / took / raw)

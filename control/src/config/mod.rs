@@ -180,7 +180,8 @@ pub struct StorageConfig {
     /// What becomes of an upload when fewer are alive.
     #[serde(default)]
     pub ack_degraded: AckDegraded,
-    /// Percent of the time that a node copies from its peers while it fills itself; the rest is the viewers'.
+    /// Percent of its time that each copy from a peer works while the node fills itself; the rest is the viewers'.
+    /// Three or more run at once.
     #[serde(default = "default_refill_share")]
     pub refill_share: u8,
     /// Bytes after which a packed segment is sealed.
@@ -488,7 +489,7 @@ fn default_true() -> bool {
     true
 }
 fn default_refill_share() -> u8 {
-    50
+    12
 }
 fn default_address_age() -> Span {
     Span::ms(1000)

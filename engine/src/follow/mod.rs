@@ -8,6 +8,7 @@
 
 mod acks;
 mod copying;
+mod pace;
 mod pending;
 mod serve;
 mod standing;
@@ -26,6 +27,7 @@ use crate::store::{Known, Store};
 
 pub use acks::Acks;
 pub use copying::{Claim, Copying};
+use pace::Pace;
 use pending::Pending;
 pub use serve::Portion;
 pub use standing::Standing;
@@ -134,6 +136,9 @@ pub trait Net: 'static {
 
     /// A peer has begun a new life.
     fn reborn(&self, peer: u32);
+
+    /// How much of the time a copy may work, above 0; 1 is all.
+    fn copy_share(&self) -> f64;
 
     /// Waits.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()>;
@@ -512,6 +517,7 @@ impl<N: Net> Followers<N> {
         let Some(mut replica) = PackedReplica::open(&self.store, known).await? else {
             return Ok(true);
         };
+        let mut pace = Pace::begin(&self.net);
         loop {
             let pulled = self.net.pull(peer, known, replica.next_offset()).await?;
             let Some(mut pulled) = pulled else { return Ok(false) };
@@ -520,6 +526,7 @@ impl<N: Net> Followers<N> {
                 count(piece);
                 let arrived = replica.append(piece).await?;
                 self.take_in(&arrived).await?;
+                pace.rest(&self.net).await;
             }
             // The empty pull has acknowledged what came before.
             if !last && !empty {
@@ -544,8 +551,9 @@ impl<N: Net> Followers<N> {
     }
 
     async fn copy_solo(&self, peer: u32, known: &Known) -> Result<(), N::Error> {
+        let mut pace = Pace::begin(&self.net);
         let Some(mut replica) = SoloReplica::open(&self.store, known).await? else { return Ok(()) };
-        match self.fill_solo(peer, known, &mut replica).await {
+        match self.fill_solo(peer, known, &mut replica, &mut pace).await {
             Ok(true) => {}
             // Gone there: deleted meanwhile.
             Ok(false) => return Ok(replica.abandon().await?),
@@ -556,7 +564,9 @@ impl<N: Net> Followers<N> {
         }
         let arrived = replica.finish().await?;
         self.take_in(&[arrived]).await?;
-        self.confirm(peer, known).await
+        self.confirm(peer, known).await?;
+        pace.rest(&self.net).await;
+        Ok(())
     }
 
     /// False when the segment is gone there.
@@ -565,6 +575,7 @@ impl<N: Net> Followers<N> {
         peer: u32,
         known: &Known,
         replica: &mut SoloReplica,
+        pace: &mut Pace,
     ) -> Result<bool, N::Error> {
         while replica.next_offset() < known.length {
             let pulled = self.net.pull(peer, known, replica.next_offset()).await?;
@@ -575,6 +586,7 @@ impl<N: Net> Followers<N> {
             while let Some(piece) = pulled.next().await? {
                 count(piece);
                 replica.append(piece).await?;
+                pace.rest(&self.net).await;
             }
         }
         Ok(true)

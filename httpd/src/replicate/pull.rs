@@ -1,6 +1,5 @@
 //! The side that follows: [`reel_engine::follow`] over HTTP. Runs on one shard of the node.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,8 +29,6 @@ const NEWS_WAIT_MS: u64 = 1000;
 const PIECE_BYTES: usize = 1 << 20;
 /// How long the other nodes may take to say what they hold.
 pub(crate) const HOLD_WAIT: Duration = Duration::from_secs(5);
-/// The longest rest between two pieces.
-const LONGEST_REST: Duration = Duration::from_millis(500);
 /// The largest answer that is JSON.
 const JSON_BYTES: usize = 4 << 20;
 
@@ -108,13 +105,11 @@ impl StorageShard {
 /// Peers over HTTP.
 pub(super) struct OverHttp {
     shard: Rc<StorageShard>,
-    /// Pulls in progress.
-    pulls: Rc<Cell<usize>>,
 }
 
 impl OverHttp {
     pub(super) fn new(shard: Rc<StorageShard>) -> Self {
-        Self { shard, pulls: Rc::default() }
+        Self { shard }
     }
 
     fn address(&self, peer: u32) -> Result<SocketAddr, Broken> {
@@ -205,8 +200,6 @@ impl Net for OverHttp {
                     is_last,
                     response: Some(response),
                     piece: Vec::new(),
-                    pulls: Pulls::one_more(&self.pulls),
-                    rested: Instant::now(),
                 }))
             }
             Err(Broken::Status(404 | 410)) => Ok(None),
@@ -241,6 +234,15 @@ impl Net for OverHttp {
 
     fn reborn(&self, _peer: u32) {
         self.shard.node.following.doubt(Instant::now());
+    }
+
+    fn copy_share(&self) -> f64 {
+        let node = &self.shard.node;
+        if node.status.state() == NodeState::Syncing {
+            f64::from(node.config.refill_share) / 100.0
+        } else {
+            1.0
+        }
     }
 
     async fn sleep(&self, time: Duration) {
@@ -280,40 +282,6 @@ pub(super) struct PulledOverHttp {
     /// Gone when all was read: its connection serves again.
     response: Option<Response>,
     piece: Vec<u8>,
-    pulls: Pulls,
-    /// The last rest, or the beginning.
-    rested: Instant,
-}
-
-/// One of the pulls in progress.
-struct Pulls(Rc<Cell<usize>>);
-
-impl Pulls {
-    fn one_more(count: &Rc<Cell<usize>>) -> Self {
-        count.set(count.get() + 1);
-        Self(Rc::clone(count))
-    }
-}
-
-impl Drop for Pulls {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-impl PulledOverHttp {
-    /// A node that fills itself leaves the machines to the viewers in between: all its pulls together work for
-    /// `refill_share` of the time, as if one at a time.
-    async fn rest(&mut self) {
-        let node = &self.shard.node;
-        let share = f64::from(node.config.refill_share) / 100.0;
-        if node.status.state() == NodeState::Syncing && share < 1.0 {
-            let pulls = self.pulls.0.get() as f64;
-            let pause = self.rested.elapsed().mul_f64(pulls / share - 1.0);
-            monoio::time::sleep(pause.min(LONGEST_REST)).await;
-        }
-        self.rested = Instant::now();
-    }
 }
 
 impl Pulled for PulledOverHttp {
@@ -337,7 +305,6 @@ impl Pulled for PulledOverHttp {
         }
         self.piece.clear();
         response.conn.read_some(&mut self.piece, PIECE_BYTES).await?;
-        self.rest().await;
         Ok(Some(&self.piece))
     }
 }

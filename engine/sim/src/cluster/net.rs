@@ -200,6 +200,10 @@ impl Net for SimNet {
 
     fn reborn(&self, _peer: u32) {}
 
+    fn copy_share(&self) -> f64 {
+        0.8
+    }
+
     async fn sleep(&self, time: Duration) {
         self.wires.clock.sleep(time).await;
     }
