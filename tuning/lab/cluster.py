@@ -87,6 +87,18 @@ class Member:
             self.child.terminate()
             self.child.wait()
 
+    def hand_over(self, build):
+        """Another build takes over the listening sockets; then SIGTERM for the one that had them."""
+        log = self.host.dir / f"{self.kind}.log"
+        times_ready = lambda: log.read_text(errors="replace").count(" ready ")
+        with self.lock:
+            old, before = self.child, times_ready()
+            self.args = [build, *self.args[1:]]
+            self.child = self.host.start([*self.args, "--take-over"], log.name)
+            until(f"the new {self.host.name} is ready", lambda: times_ready() > before, 20)
+            old.terminate()
+            old.wait()
+
     def is_dead(self):
         return self.child.poll() is not None
 

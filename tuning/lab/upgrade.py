@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """A rolling upgrade: a cluster of the old build under steady load; each process is stopped in order and started again as the
-new build, one at a time, storage nodes when their group is whole. Then the same back, as far as the data's format allows.
+new build, one at a time, storage nodes when their group is whole; HTTP servers take over from one another. Then the same back, as far as the data's format allows.
 The checker of the fault run judges every answer."""
 
 import argparse
@@ -21,9 +21,12 @@ def upgrade(cluster, build):
     for kind in ("tracker", "id", "storage", "http"):
         for member in cluster.of(kind):
             begun = time.monotonic()
-            member.stop()
-            member.args = [build, *member.args[1:]]
-            member.start()
+            if kind == "http":
+                member.hand_over(build)
+            else:
+                member.stop()
+                member.args = [build, *member.args[1:]]
+                member.start()
             until(f"{member.host.name} is well", member.is_well, 60)
             if member.group:
                 until(f"group {member.group} is whole", lambda: cluster.is_whole(member.group), 60)
