@@ -37,26 +37,11 @@ def spread(values, digits=1):
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def put(address, path, body):
-    conn = http.client.HTTPConnection(address, timeout=60)
-    conn.request("PUT", path, body=body)
-    status = conn.getresponse().status
-    conn.close()
-    assert status in (200, 201), status
-
-
 def small_puts(address, lua, run, seconds):
     text = subprocess.run(["wrk", "-t1", "-c64", f"-d{seconds}s", "--timeout", "20s", "-s", str(lua), f"http://{address}", "--", str(run)], capture_output=True, text=True, check=True).stdout
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     assert refused is None, text
     return float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])
-
-
-def large_puts(address, run, files, data):
-    begun = time.monotonic()
-    for at in range(files):
-        put(address, f"/ann/large-{run}/{at}", data)
-    return files * len(data) / 1e6 / (time.monotonic() - begun)
 
 
 def lag(writer, readers, run, count):
@@ -111,6 +96,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--streams", type=int, default=1, help="large files written at a time")
     parser.add_argument("--memory", action="store_true", help="each host's disk is one of its own, in memory: else one disk takes all copies of both")
     args = parser.parse_args()
     hosts.enter("the comparison with GlusterFS")
@@ -130,15 +116,15 @@ def main():
         folders = [volume.mount[member.host.name] for member in nodes]
         lua = lab.dir / "puts.lua"
         lua.write_text(PUTS)
-        data = bytes(64 << 20)
+        on_one = lambda *what: float(nodes[0].host.run(sys.executable, HERE / "write.py", *what).stdout)
         found = {"large": ([], []), "small": ([], [])}
         for round_ in range(args.rounds):
-            ours = large_puts(one, round_, 4, data)
-            theirs = float(nodes[0].host.run(sys.executable, HERE / "write.py", "large", folders[0], 4, 64).stdout)
+            ours = on_one("put", one, f"/ann/large-{round_}", args.streams, 4, 64)
+            theirs = on_one("large", folders[0], args.streams, 4, 64)
             found["large"][0].append(ours)
             found["large"][1].append(theirs)
             our_files = small_puts(one, lua, round_, args.seconds)
-            their_files = float(nodes[0].host.run(sys.executable, HERE / "write.py", "small", folders[0], 16, args.seconds).stdout)
+            their_files = on_one("small", folders[0], 16, args.seconds)
             found["small"][0].append(our_files)
             found["small"][1].append(their_files)
             say(f"  round {round_ + 1}: large {ours:.0f} against {theirs:.0f} MB/s; 4 KiB {our_files:.0f} against {their_files:.0f} files/s")

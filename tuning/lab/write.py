@@ -1,5 +1,6 @@
-"""Runs on a host: writes files into a folder, or looks for one, and prints what it took. (For the comparison with GlusterFS.)"""
+"""Runs on a host: writes files into a folder or over HTTP, and prints how many (or how many MB) a second. (For the comparison with GlusterFS.)"""
 
+import http.client
 import os
 import sys
 import threading
@@ -19,26 +20,50 @@ def small(folder, threads, seconds):
                 os.fsync(out.fileno())
             counts[at] += 1
 
+    took = seconds_of(threads, work)
+    print(sum(counts) / took)
+
+
+def large(folder, streams, files, mib):
+    data = os.urandom(1 << 20)
+
+    def work(at):
+        for file in range(files):
+            with open(f"{folder}/l{at}-{file}", "wb") as out:
+                for _ in range(mib):
+                    out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+
+    print(streams * files * mib * 1.048576 / seconds_of(streams, work))
+
+
+def put(address, prefix, streams, files, mib):
+    """The same over HTTP; an answer comes when the file is durable."""
+    data = os.urandom(mib << 20)
+
+    def work(at):
+        conn = http.client.HTTPConnection(address, timeout=60)
+        for file in range(files):
+            conn.request("PUT", f"{prefix}/{at}-{file}", body=data)
+            answer = conn.getresponse()
+            answer.read()
+            if answer.status not in (200, 201):
+                os._exit(1)
+
+    print(streams * files * mib * 1.048576 / seconds_of(streams, work))
+
+
+def seconds_of(threads, work):
     workers = [threading.Thread(target=work, args=(at,)) for at in range(threads)]
     begun = time.monotonic()
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    print(sum(counts) / (time.monotonic() - begun))
-
-
-def large(folder, files, mib):
-    data = os.urandom(1 << 20)
-    begun = time.monotonic()
-    for at in range(files):
-        with open(f"{folder}/l{at}", "wb") as out:
-            for _ in range(mib):
-                out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-    print(files * mib * 1.048576 / (time.monotonic() - begun))
+    return time.monotonic() - begun
 
 
 if __name__ == "__main__":
-    {"small": small, "large": large}[sys.argv[1]](sys.argv[2], *map(int, sys.argv[3:]))
+    what, *rest = sys.argv[1:]
+    {"small": small, "large": large, "put": put}[what](*(int(arg) if arg.isdigit() else arg for arg in rest))
