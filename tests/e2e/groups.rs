@@ -1,6 +1,7 @@
 //! Files move between groups, and `reel status` says how they are.
 
 use std::process::Output;
+use std::time::{Duration, Instant};
 
 use crate::harness::{Base, Role, bytes, eventually, get, put, reel, request, wait_healthy};
 
@@ -133,7 +134,7 @@ fn health_asks_a_role() {
 #[test]
 fn a_readonly_group_sends_new_files_elsewhere_and_keeps_what_it_has() {
     let base = Base::start();
-    let _one = base.storage(101, "one", "");
+    let one = base.storage(101, "one", "");
     let dir = base.dir.path().join("files");
     std::fs::create_dir_all(&dir).unwrap();
     let upload = |name: &str, seed: u64| {
@@ -160,6 +161,14 @@ fn a_readonly_group_sends_new_files_elsewhere_and_keeps_what_it_has() {
         assert!(got.status.success(), "{got:?}");
         assert_eq!(std::fs::read(&to).unwrap(), bytes(seed, 5000), "{name}");
     }
+    // Replaced in the other group, of which this node hears nothing: what it remembers of the name is not believed for
+    // longer than the promised 3 s.
+    assert!(get(&one.address, "/bob/old").unwrap().body == bytes(1, 5000));
+    let read = Instant::now();
+    assert!(upload("old", 3).status.success());
+    std::thread::sleep(Duration::from_secs(3).saturating_sub(read.elapsed()));
+    let answer = get(&one.address, "/bob/old").unwrap();
+    assert_eq!((answer.status, answer.field("reel-group")), (421, "2"));
     let unknown = client(&base, &["group", "weight", "9", "50"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("there is no group 9"));

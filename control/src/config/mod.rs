@@ -205,9 +205,9 @@ pub struct StorageConfig {
     /// Segments kept open.
     #[serde(default = "default_open_segments")]
     pub open_segments: usize,
-    /// Names a shard remembers.
+    /// Bytes of memory for the names a shard remembers.
     #[serde(default = "default_name_cache")]
-    pub name_cache: usize,
+    pub name_cache: ByteSize,
     /// Bytes of buffers a shard has for files that are not in the page cache.
     #[serde(default = "default_cold_buffers")]
     pub cold_buffers: ByteSize,
@@ -473,8 +473,8 @@ fn default_upload_memory() -> ByteSize {
 fn default_open_segments() -> usize {
     4096
 }
-fn default_name_cache() -> usize {
-    65_536
+fn default_name_cache() -> ByteSize {
+    ByteSize(64 << 20)
 }
 fn default_name_age() -> Span {
     Span::ms(2000)

@@ -3,7 +3,8 @@
 //! A name that a shard remembers is kept true by peers' records. While they come, an aged entry is used and the catalog
 //! is asked beside the answer. It is asked before the answer when records may be missing: a peer has not been heard of
 //! for [`CURRENT`] or is offline, or it has begun a new life since the entry was asked for (what it wrote last may be
-//! lost with its disk, while the catalog has it). So a reader sees a state at most that old as long as the catalog answers.
+//! lost with its disk, while the catalog has it); and when the entry was asked for longer ago than that, because a user
+//! whose group was full meanwhile has written to another group, whose records do not come here. So a reader sees a state at most that old as long as the catalog answers.
 //! When it does not, what is remembered is shown by a node that hears its living peers; one that is cut off from them too
 //! sends the reader to another node.
 
@@ -59,7 +60,9 @@ impl Following {
 
     /// Whether an aged entry that was asked for at `asked` may be used before it is asked for again.
     pub(crate) fn vouches_for(&self, asked: Instant, now: Instant) -> bool {
-        !self.is_late(&self.all, now) && self.ms(asked) > self.doubt.load(Ordering::Acquire)
+        !self.is_late(&self.all, now)
+            && now.saturating_duration_since(asked) < CURRENT
+            && self.ms(asked) > self.doubt.load(Ordering::Acquire)
     }
 
     /// Whether this node hears its living peers: then it knows as much as they when the catalog is away.
@@ -84,6 +87,17 @@ mod tests {
         assert!(following.hears_the_living(now), "the silent one is offline");
         following.is_until(None, None);
         assert!(!following.hears_the_living(now), "this node is cut off");
+    }
+
+    #[test]
+    fn what_was_asked_for_long_ago_may_have_changed_in_another_group() {
+        let (following, asked) = (Following::new(), Instant::now());
+        let later = asked + CURRENT - Duration::from_millis(10);
+        following.is_until(Some(later), Some(later));
+        assert!(following.vouches_for(asked, later));
+        let late = asked + CURRENT;
+        following.is_until(Some(late), Some(late));
+        assert!(!following.vouches_for(asked, late));
     }
 
     #[test]

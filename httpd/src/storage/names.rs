@@ -53,6 +53,18 @@ impl File {
         let whole = whole.end().into();
         Self { row, etag, modified, cache_control, fields, whole }
     }
+
+    /// Bytes of memory it takes.
+    fn weight(&self) -> usize {
+        let row = &self.row;
+        let texts =
+            [&row.user, &row.name, &row.path, &row.content_type, &self.etag, &self.modified];
+        size_of::<Self>()
+            + texts.iter().map(|text| text.capacity()).sum::<usize>()
+            + self.cache_control.as_ref().map_or(0, |value| value.len())
+            + self.fields.len()
+            + self.whole.len()
+    }
 }
 
 /// What the longest rule that fits says.
@@ -85,6 +97,37 @@ struct Entry {
     asking: Rc<Cell<bool>>,
 }
 
+impl Entry {
+    /// Bytes of memory it takes, with its key and its place in the map (maps are half full at least).
+    fn weight(&self, key: &str) -> usize {
+        const PLACE: usize = 2 * size_of::<(Box<str>, Entry)>();
+        // The two counts of each Rc.
+        const COUNTS: usize = 4 * size_of::<usize>() + size_of::<usize>();
+        PLACE + COUNTS + key.len() + self.file.weight()
+    }
+}
+
+/// Some of the names, and what they weigh.
+#[derive(Default)]
+struct Generation {
+    entries: HashMap<Box<str>, Entry, FastHash>,
+    bytes: usize,
+}
+
+impl Generation {
+    fn insert(&mut self, key: Box<str>, entry: Entry) {
+        self.remove(&key);
+        self.bytes += entry.weight(&key);
+        self.entries.insert(key, entry);
+    }
+
+    fn remove(&mut self, key: &str) -> Option<Entry> {
+        let entry = self.entries.remove(key)?;
+        self.bytes -= entry.weight(key);
+        Some(entry)
+    }
+}
+
 /// What is remembered of a name.
 pub(crate) enum Remembered {
     /// Use it.
@@ -101,8 +144,9 @@ pub(crate) enum Remembered {
 
 /// A shard's names: two generations, so that what is asked for stays and the bound costs nothing.
 pub(crate) struct NameCache {
-    young: RefCell<HashMap<Box<str>, Entry, FastHash>>,
-    old: RefCell<HashMap<Box<str>, Entry, FastHash>>,
+    young: RefCell<Generation>,
+    old: RefCell<Generation>,
+    /// Bytes of a generation.
     half: usize,
     age: Duration,
     rules: Vec<CacheRule>,
@@ -119,20 +163,20 @@ fn key(user: &str, name: &str) -> String {
 }
 
 impl NameCache {
-    /// As many names as are configured, asked again after the configured age.
+    /// As many bytes of names as are configured, asked again after the configured age.
     pub(crate) fn new(config: &StorageConfig) -> Self {
         Self {
             rules: config.cache_control.clone(),
-            ..Self::with(config.name_cache, config.name_age.0)
+            ..Self::with(config.name_cache.0 as usize, config.name_age.0)
         }
     }
 
-    fn with(limit: usize, age: Duration) -> Self {
+    fn with(bytes: usize, age: Duration) -> Self {
         Self {
             rules: Vec::new(),
             young: RefCell::default(),
             old: RefCell::default(),
-            half: (limit / 2).max(1),
+            half: bytes / 2,
             age,
             hits: Count::of(metrics::counter!("reel_name_cache_total", "result" => "hit")),
             misses: Count::of(metrics::counter!("reel_name_cache_total", "result" => "miss")),
@@ -154,7 +198,7 @@ impl NameCache {
         now: Instant,
     ) -> Option<Rc<File>> {
         let young = self.young.borrow();
-        let entry = young.get(key)?;
+        let entry = young.entries.get(key)?;
         let epoch = epochs.of(entry.hash);
         // Who finds it aged first asks the catalog; until that answers, it is used.
         let aged = now.saturating_duration_since(entry.asked) > self.age
@@ -175,7 +219,7 @@ impl NameCache {
         following: &Following,
     ) -> Remembered {
         let key = key(user, name);
-        let found = self.young.borrow().get(key.as_str()).cloned();
+        let found = self.young.borrow().entries.get(key.as_str()).cloned();
         let entry = match found {
             Some(entry) => entry,
             None => match self.old.borrow_mut().remove(key.as_str()) {
@@ -224,7 +268,7 @@ impl NameCache {
 
     fn insert_entry(&self, key: Box<str>, entry: Entry) {
         let mut young = self.young.borrow_mut();
-        if young.len() >= self.half {
+        if young.bytes + entry.weight(&key) > self.half {
             *self.old.borrow_mut() = std::mem::take(&mut *young);
         }
         young.insert(key, entry);
@@ -239,7 +283,7 @@ impl NameCache {
 
     /// The catalog could not be asked again: the entry may be asked again later.
     pub(crate) fn ask_later(&self, user: &str, name: &str) {
-        if let Some(entry) = self.young.borrow().get(key(user, name).as_str()) {
+        if let Some(entry) = self.young.borrow().entries.get(key(user, name).as_str()) {
             entry.asking.set(false);
         }
     }
@@ -278,7 +322,7 @@ mod tests {
     #[test]
     fn a_raised_epoch_hides_an_entry_at_once() {
         let epochs = Epochs::new();
-        let cache = NameCache::with(100, Duration::from_secs(60));
+        let cache = NameCache::with(1 << 20, Duration::from_secs(60));
         let now = || epochs.of(NameHash::of("u", "a"));
         cache.insert(row("a", 7), now(), Instant::now());
         assert!(
@@ -289,22 +333,31 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_names_is_bounded_and_those_in_use_stay() {
-        let cache = NameCache::with(100, Duration::from_secs(60));
+    fn the_bytes_of_names_are_bounded_and_those_in_use_stay() {
+        const LIMIT: usize = 100_000;
+        let cache = NameCache::with(LIMIT, Duration::from_secs(60));
         cache.insert(row("hot", 1), Epoch::default(), Instant::now());
-        for at in 0..10_000 {
-            cache.insert(row(&format!("cold-{at}"), 2), Epoch::default(), Instant::now());
+        for at in 0..2_000 {
+            let name = format!("cold-{}-{}", at % 700, "x".repeat(at % 97));
+            cache.insert(row(&name, 2), Epoch::default(), Instant::now());
             assert!(
                 matches!(cache.get("u", "hot", Epoch::default(), &current()), Remembered::Fresh(_)),
                 "after {at}"
             );
-            assert!(cache.young.borrow().len() + cache.old.borrow().len() <= 101);
+            let (young, old) = (cache.young.borrow(), cache.old.borrow());
+            assert!(young.bytes + old.bytes <= LIMIT);
+            for generation in [&young, &old] {
+                let all = generation.entries.iter();
+                let weighed: usize = all.map(|(key, entry)| entry.weight(key)).sum();
+                assert_eq!(generation.bytes, weighed);
+            }
+            assert!(at < 200 || young.entries.len() + old.entries.len() > 50);
         }
     }
 
     #[test]
     fn an_aged_entry_is_asked_again_once() {
-        let cache = NameCache::with(10, Duration::ZERO);
+        let cache = NameCache::with(1 << 20, Duration::ZERO);
         cache.insert(row("a", 1), Epoch::default(), Instant::now());
         std::thread::sleep(Duration::from_millis(1));
         assert!(matches!(cache.get("u", "a", Epoch::default(), &current()), Remembered::Aged(_)));
@@ -315,7 +368,7 @@ mod tests {
 
     #[test]
     fn an_aged_entry_is_not_used_when_peers_are_not_followed() {
-        let (cache, epochs) = (NameCache::with(10, Duration::ZERO), Epochs::new());
+        let (cache, epochs) = (NameCache::with(1 << 20, Duration::ZERO), Epochs::new());
         cache.insert(row("a", 1), Epoch::default(), Instant::now());
         std::thread::sleep(Duration::from_millis(1));
         let (nobody, now) = (Following::new(), Instant::now());
