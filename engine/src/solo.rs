@@ -130,7 +130,7 @@ impl SoloFile {
 
     /// An empty buffer for the next piece.
     pub(crate) fn piece(&mut self) -> Piece {
-        self.spare.pop().unwrap_or_default()
+        self.spare.pop().unwrap_or_else(Piece::take)
     }
 
     /// Reserves space for what comes next.
@@ -266,6 +266,7 @@ impl SoloFile {
 
 impl Drop for SoloFile {
     fn drop(&mut self) {
+        self.spare.drain(..).for_each(Piece::give);
         if !self.complete {
             let (store, number) = (Arc::clone(&self.store), self.number);
             drop(self.store.pool().run(move || {

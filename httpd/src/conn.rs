@@ -291,23 +291,12 @@ impl Conn {
             into.reserve_exact(want);
         }
         let before = into.len();
-        // The spare capacity may be larger than what is wanted: a bounded piece is read then.
-        let exact = into.capacity() - before == want;
         loop {
             if !self.socket.may_read() {
                 self.check_rate()?;
                 self.socket.readable(self.stall).await?;
             }
-            let fd = self.socket.fd();
-            let result = if exact {
-                rustix::io::read(fd, spare_capacity(into))
-            } else {
-                into.resize(before + want, 0);
-                let result = rustix::io::read(fd, &mut into[before..]);
-                into.truncate(before + *result.as_ref().unwrap_or(&0));
-                result
-            };
-            match result {
+            match read_spare(self.socket.fd(), into, want) {
                 Ok(0) => return Err(ConnError::Closed),
                 Ok(read) => {
                     self.body.step(&into[before..before + read])?;
@@ -517,6 +506,17 @@ mod buffers {
             });
         }
     }
+}
+
+/// Reads at most `want` bytes into the spare capacity, which is larger perhaps, and appends them. The room is not
+/// filled with zeros before: of a large piece a read finds a part only.
+#[expect(unsafe_code, reason = "says how much of the spare capacity was read into")]
+fn read_spare(fd: BorrowedFd<'_>, into: &mut Vec<u8>, want: usize) -> Result<usize, Errno> {
+    let spare = &mut into.spare_capacity_mut()[..want];
+    let read = rustix::io::read(fd, spare)?.0.len();
+    // SAFETY: the kernel has written so many bytes behind the vector's end, within its capacity.
+    unsafe { into.set_len(into.len() + read) };
+    Ok(read)
 }
 
 #[cfg(test)]

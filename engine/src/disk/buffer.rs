@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "tells monoio where the aligned bytes lie")]
 
+use std::cell::RefCell;
+
 use monoio::buf::{IoBuf, IoBufMut};
 
 use super::DIRECT_ALIGN;
@@ -157,7 +159,31 @@ impl Default for Piece {
     }
 }
 
+/// Pieces that a thread keeps when they are not in use: fresh memory would be filled with zeros by the kernel first.
+const KEPT: usize = 16;
+
+thread_local! {
+    static FREE: RefCell<Vec<Piece>> = const { RefCell::new(Vec::new()) };
+}
+
 impl Piece {
+    /// An empty one, kept from before if there is one.
+    pub(crate) fn take() -> Self {
+        FREE.with_borrow_mut(Vec::pop).unwrap_or_default()
+    }
+
+    /// Keeps it for the next that takes one on this thread.
+    pub(crate) fn give(mut self) {
+        self.clear();
+        // A thread that ends keeps none.
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < KEPT {
+                free.push(self);
+            }
+        });
+    }
+
     /// Bytes in it.
     pub fn len(&self) -> usize {
         self.bytes.len() - self.start
