@@ -93,8 +93,9 @@ class Host:
         with open(image, "wb") as out:
             out.truncate(mib << 20)
         run("mkfs.ext4", "-q", "-F", "-m", "0", image)
-        # Past the page cache of the machine, whose writing back would hold up whoever reads.
-        device = run("losetup", "--find", "--show", "--direct-io=on", image).stdout.strip()
+        device = run("losetup", "--find", "--show", image).stdout.strip()
+        # Past the page cache of the machine, whose writing back would hold up whoever reads; not every file system can.
+        run("losetup", "--direct-io=on", device, check=False)
         self.run("mount", device, folder)
         # It goes with the mount.
         run("losetup", "--detach", device)
