@@ -57,14 +57,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (large, small): (Vec<File>, Vec<File>) =
         files.into_iter().partition(|file| file.bytes > WHOLE);
     let ends = now() + args.seconds as f64;
+    std::thread::spawn(|| {
+        // The readers are a child's: they end with their parent.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
     std::thread::scope(|scope| {
         for seed in 0..args.readers {
             let (small, large) = (&small, &large);
             scope.spawn(move || read_on(args, small, large, seed, ends));
         }
-        // The readers are a child's: they end with their parent.
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        std::process::exit(0);
     });
     Ok(())
 }

@@ -213,7 +213,7 @@ impl SoloCopy {
 
     /// An empty buffer for the next piece of the payload.
     pub fn piece(&mut self) -> Piece {
-        self.file.piece()
+        Piece::take()
     }
 
     /// Takes the next piece of the payload (a full one, unless it is the last) and starts writing it.

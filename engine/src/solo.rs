@@ -95,7 +95,6 @@ pub(crate) struct SoloFile {
     pub(crate) length: u64,
     allocated: u64,
     writing: VecDeque<Writing>,
-    spare: Vec<Piece>,
     complete: bool,
 }
 
@@ -117,7 +116,6 @@ impl SoloFile {
             length: 0,
             allocated: 0,
             writing: VecDeque::new(),
-            spare: Vec::new(),
             complete: false,
         };
         created.allocate().await?;
@@ -126,11 +124,6 @@ impl SoloFile {
 
     pub(crate) fn path(&self) -> &std::path::Path {
         self.disk.path()
-    }
-
-    /// An empty buffer for the next piece.
-    pub(crate) fn piece(&mut self) -> Piece {
-        self.spare.pop().unwrap_or_else(Piece::take)
     }
 
     /// Reserves space for what comes next.
@@ -170,7 +163,7 @@ impl SoloFile {
     /// [`WRITES`] are in flight: that is the back-pressure.
     pub(crate) async fn write(&mut self, mut piece: Piece) -> Result<()> {
         if piece.is_empty() {
-            self.spare.push(piece);
+            piece.give();
             return Ok(());
         }
         while self.writing.len() >= WRITES {
@@ -200,10 +193,9 @@ impl SoloFile {
         self.keep(written)
     }
 
-    fn keep(&mut self, (result, mut piece): (Result<()>, Piece)) -> Result<()> {
+    fn keep(&mut self, (result, piece): (Result<()>, Piece)) -> Result<()> {
         result.map_err(|error| self.store.note_failure(self.folder, error))?;
-        piece.clear();
-        self.spare.push(piece);
+        piece.give();
         Ok(())
     }
 
@@ -266,7 +258,6 @@ impl SoloFile {
 
 impl Drop for SoloFile {
     fn drop(&mut self) {
-        self.spare.drain(..).for_each(Piece::give);
         if !self.complete {
             let (store, number) = (Arc::clone(&self.store), self.number);
             drop(self.store.pool().run(move || {
@@ -324,7 +315,7 @@ impl SoloUpload {
 
     /// An empty buffer for the next piece.
     pub fn piece(&mut self) -> Piece {
-        self.file.piece()
+        Piece::take()
     }
 
     /// Takes the next piece (a full one, unless it is the last) and starts writing it. Waits while

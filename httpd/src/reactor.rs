@@ -27,6 +27,8 @@ use crate::turns;
 
 /// How exactly time limits are kept.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
+/// A wait for the next connection, which is begun again and again.
+const ACCEPT_WAIT: Duration = Duration::from_secs(60);
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 256;
 
@@ -124,8 +126,8 @@ impl Listener {
             if let Some(accepted) = self.accept_now()? {
                 return Ok(accepted);
             }
-            // For ever, in pieces.
-            let _ = self.0.readable(Duration::from_secs(60)).await;
+            // When the time is over: once more.
+            let _ = self.0.readable(ACCEPT_WAIT).await;
         }
     }
 

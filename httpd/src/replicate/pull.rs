@@ -52,7 +52,7 @@ pub(super) enum Broken {
 /// Follows every peer, and takes the node from joining over syncing to active.
 pub(crate) async fn run_followers(shard: Rc<StorageShard>, stop: Stop) {
     let (store, copying) = (Arc::clone(&shard.node.store), shard.node.copying.clone());
-    let followers = Followers::new(OverHttp::new(Rc::clone(&shard)), store, copying);
+    let followers = Followers::new(OverHttp(Rc::clone(&shard)), store, copying);
     monoio::spawn(run_compares(Rc::clone(&shard), Rc::clone(&followers), stop.clone()));
     while !stop.is_stopping() {
         shard.follow(&followers);
@@ -103,17 +103,15 @@ impl StorageShard {
 }
 
 /// Peers over HTTP.
-pub(super) struct OverHttp {
-    shard: Rc<StorageShard>,
-}
+pub(super) struct OverHttp(Rc<StorageShard>);
 
 impl OverHttp {
     pub(super) fn new(shard: Rc<StorageShard>) -> Self {
-        Self { shard }
+        Self(shard)
     }
 
     fn address(&self, peer: u32) -> Result<SocketAddr, Broken> {
-        let peers = self.shard.node.peers.read();
+        let peers = self.0.node.peers.read();
         let found = peers.iter().flatten().find(|known| known.id == peer);
         found.map(|peer| peer.address).ok_or(Broken::Unknown)
     }
@@ -121,11 +119,11 @@ impl OverHttp {
     async fn get(&self, peer: u32, path: &str) -> Result<Response, Broken> {
         let address = self.address(peer)?;
         let head = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-        let response = self.shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
+        let response = self.0.upstreams.request(address, head.as_bytes(), &[], false).await?;
         match response.status {
             200 => Ok(response),
             status => {
-                self.shard.upstreams.give_back(response);
+                self.0.upstreams.give_back(response);
                 Err(Broken::Status(status))
             }
         }
@@ -138,7 +136,7 @@ impl OverHttp {
     ) -> Result<T, Broken> {
         let mut response = self.get(peer, path).await?;
         let body = response.read_all(JSON_BYTES).await?;
-        self.shard.upstreams.give_back(response);
+        self.0.upstreams.give_back(response);
         Ok(serde_json::from_slice(&body)?)
     }
 }
@@ -150,7 +148,7 @@ impl Net for OverHttp {
     fn peers(&self) -> Option<Vec<follow::Peer>> {
         let told =
             |peer: &Peer| follow::Peer { id: peer.id, offline: peer.state == NodeState::Offline };
-        Some(self.shard.node.peers.read().as_ref()?.iter().map(told).collect())
+        Some(self.0.node.peers.read().as_ref()?.iter().map(told).collect())
     }
 
     async fn news(&self, peer: u32, boot: &str, mark: u64) -> Result<News, Broken> {
@@ -186,7 +184,7 @@ impl Net for OverHttp {
         known: &Known,
         from: u64,
     ) -> Result<Option<PulledOverHttp>, Broken> {
-        let node = self.shard.node.config.id;
+        let node = self.0.node.config.id;
         let Known { number, generation, salt, .. } = known;
         let path = format!(
             "/-/v1/segments/{}/bytes?from={from}&node={node}&generation={generation}&salt={salt}",
@@ -196,7 +194,7 @@ impl Net for OverHttp {
             Ok(response) => {
                 let is_last = response.field("reel-sealed") == Some("1");
                 Ok(Some(PulledOverHttp {
-                    shard: Rc::clone(&self.shard),
+                    shard: Rc::clone(&self.0),
                     is_last,
                     response: Some(response),
                     piece: Vec::new(),
@@ -219,7 +217,7 @@ impl Net for OverHttp {
     async fn is_gone(&self, peer: u32, number: SegmentNumber) -> Result<bool, Broken> {
         match self.get(peer, &format!("/-/v1/segments/{}", number.get())).await {
             Ok(response) => {
-                self.shard.upstreams.give_back(response);
+                self.0.upstreams.give_back(response);
                 Ok(false)
             }
             Err(Broken::Status(410)) => Ok(true),
@@ -229,15 +227,15 @@ impl Net for OverHttp {
     }
 
     fn arrived(&self, records: &[Arrived]) {
-        self.shard.heard_of(records);
+        self.0.heard_of(records);
     }
 
     fn reborn(&self, _peer: u32) {
-        self.shard.node.following.doubt(Instant::now());
+        self.0.node.following.doubt(Instant::now());
     }
 
     fn copy_share(&self) -> f64 {
-        let node = &self.shard.node;
+        let node = &self.0.node;
         if node.status.state() == NodeState::Syncing {
             f64::from(node.config.refill_share) / 100.0
         } else {
@@ -261,7 +259,7 @@ impl Net for OverHttp {
 /// Answers, for ever, whether every other node of the group holds the whole of a segment. Questions come from the upkeep
 /// thread.
 pub(crate) async fn ask_holders(shard: Rc<StorageShard>, mut questions: Receiver<HoldQuestion>) {
-    let net = OverHttp::new(shard);
+    let net = OverHttp(shard);
     while let Some(HoldQuestion { number, answer }) = questions.recv().await {
         let asked = monoio::time::timeout(HOLD_WAIT, follow::all_hold(&net, number)).await;
         // Who asked may have stopped waiting.
