@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::clock::Version;
-use crate::disk::{Piece, ShardFile, SyncPoint};
+use crate::disk::{Piece, ShardFile, SharedPiece, SyncPoint};
 use crate::error::{Error, Result};
 use crate::format::record::{FIXED_BYTES, MAX_HEAD, RecordHead};
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
@@ -217,8 +217,9 @@ impl SoloCopy {
     }
 
     /// Takes the next piece of the payload (a full one, unless it is the last) and starts writing it.
-    pub async fn write(&mut self, piece: Piece) -> Result<()> {
-        self.crcs.update(piece.as_ref());
+    pub async fn write(&mut self, piece: impl Into<SharedPiece>) -> Result<()> {
+        let piece = piece.into();
+        self.crcs.update(&piece.bytes());
         self.file.write(piece).await
     }
 

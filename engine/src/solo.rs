@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use crate::disk::{DiskFile, PIECE_BYTES, Piece, ShardFile, SyncPoint};
+use crate::disk::{DiskFile, PIECE_BYTES, Piece, ShardFile, SharedPiece, SyncPoint};
 use crate::error::{Error, Result};
 use crate::format::record::{Layout, MAX_HEAD, RecordHead, RecordKind};
 use crate::format::segment_header::{SegmentHeader, SegmentKind};
@@ -81,7 +81,7 @@ impl BlockCrcs {
     }
 }
 
-type Writing = Pin<Box<dyn Future<Output = (Result<()>, Piece)>>>;
+type Writing = Pin<Box<dyn Future<Output = Result<()>>>>;
 
 /// The file of a solo segment being written: payload in pieces, then the tail, then the pages.
 /// Dropping it before [`SoloFile::complete`] removes what was written.
@@ -161,9 +161,9 @@ impl SoloFile {
 
     /// Takes the next piece (a full one, unless it is the last) and starts writing it. Waits while
     /// [`WRITES`] are in flight: that is the back-pressure.
-    pub(crate) async fn write(&mut self, mut piece: Piece) -> Result<()> {
-        if piece.is_empty() {
-            piece.give();
+    pub(crate) async fn write(&mut self, piece: SharedPiece) -> Result<()> {
+        let length = piece.bytes().len() as u64;
+        if length == 0 {
             return Ok(());
         }
         while self.writing.len() >= WRITES {
@@ -171,10 +171,9 @@ impl SoloFile {
         }
         self.allocate().await?;
         let at = PAYLOAD_AT + self.length;
-        self.length += piece.len() as u64;
-        piece.pad();
-        let file = Rc::clone(&self.file);
-        let mut writing: Writing = Box::pin(async move { file.write_all_at(piece, at).await });
+        self.length += length;
+        let (file, bytes) = (Rc::clone(&self.file), piece.padded());
+        let mut writing: Writing = Box::pin(async move { file.write_all_at(bytes, at).await.0 });
         // Polled once: that is what puts it on the ring.
         let begun = poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await;
         match begun {
@@ -193,10 +192,8 @@ impl SoloFile {
         self.keep(written)
     }
 
-    fn keep(&mut self, (result, piece): (Result<()>, Piece)) -> Result<()> {
-        result.map_err(|error| self.store.note_failure(self.folder, error))?;
-        piece.give();
-        Ok(())
+    fn keep(&mut self, result: Result<()>) -> Result<()> {
+        result.map_err(|error| self.store.note_failure(self.folder, error))
     }
 
     /// Waits for all writes, puts `tail` behind the payload, cuts the file there and syncs it.
@@ -320,8 +317,9 @@ impl SoloUpload {
 
     /// Takes the next piece (a full one, unless it is the last) and starts writing it. Waits while
     /// [`WRITES`] are in flight: that is the back-pressure.
-    pub async fn write(&mut self, piece: Piece) -> Result<()> {
-        self.crcs.update(piece.as_ref());
+    pub async fn write(&mut self, piece: impl Into<SharedPiece>) -> Result<()> {
+        let piece = piece.into();
+        self.crcs.update(&piece.bytes());
         self.file.write(piece).await
     }
 

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 
+use bytes::Bytes;
 use monoio::buf::{IoBuf, IoBufMut};
 
 use super::DIRECT_ALIGN;
@@ -173,7 +174,7 @@ impl Piece {
     }
 
     /// Keeps it for the next that takes one on this thread.
-    pub(crate) fn give(mut self) {
+    fn give(mut self) {
         self.clear();
         // A thread that ends keeps none.
         let _ = FREE.try_with(|free| {
@@ -214,7 +215,7 @@ impl Piece {
     }
 
     /// Appends zeros up to a multiple of [`DIRECT_ALIGN`].
-    pub(crate) fn pad(&mut self) {
+    fn pad(&mut self) {
         let padded = self.len().next_multiple_of(DIRECT_ALIGN);
         self.bytes.resize(self.start + padded, 0);
     }
@@ -234,6 +235,51 @@ impl Piece {
     }
 }
 
+/// A piece that changes no more: it is written to the disk and sent to others from the same memory. Its thread's stock has
+/// it back when the last of them is done.
+#[derive(Debug, Clone)]
+pub struct SharedPiece {
+    padded: Bytes,
+    length: usize,
+}
+
+impl SharedPiece {
+    /// Its bytes.
+    pub fn bytes(&self) -> Bytes {
+        Bytes::slice(&self.padded, ..self.length)
+    }
+
+    /// Its bytes, and zeros up to a multiple of [`DIRECT_ALIGN`].
+    pub(crate) fn padded(self) -> Bytes {
+        self.padded
+    }
+}
+
+impl From<Piece> for SharedPiece {
+    fn from(mut piece: Piece) -> Self {
+        let length = piece.len();
+        piece.pad();
+        Self { padded: Bytes::from_owner(Kept(Some(piece))), length }
+    }
+}
+
+/// Goes back to the stock when it is let go of.
+struct Kept(Option<Piece>);
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], Piece::as_ref)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(piece) = self.0.take() {
+            piece.give();
+        }
+    }
+}
+
 impl AsRef<[u8]> for Piece {
     fn as_ref(&self) -> &[u8] {
         &self.bytes[self.start..]
@@ -243,18 +289,6 @@ impl AsRef<[u8]> for Piece {
 impl AsMut<[u8]> for Piece {
     fn as_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..]
-    }
-}
-
-// SAFETY: pointer and length describe initialized bytes of the vector's heap block, which stays
-// where it is while the operation owns the piece.
-unsafe impl IoBuf for Piece {
-    fn read_ptr(&self) -> *const u8 {
-        self.as_ref().as_ptr()
-    }
-
-    fn bytes_init(&self) -> usize {
-        self.len()
     }
 }
 
@@ -277,5 +311,22 @@ mod tests {
             assert_eq!(piece.len(), DIRECT_ALIGN);
             assert_eq!(piece.as_ref()[..4], [1, 2, 3, 0]);
         }
+    }
+
+    #[test]
+    fn a_shared_piece_comes_back_when_the_last_is_done_with_it() {
+        let place = |piece: &Piece| piece.as_ref().as_ptr() as usize;
+        let mut piece = Piece::take();
+        piece.fill(b"film");
+        let at = place(&piece);
+        let shared = SharedPiece::from(piece);
+        let sent = shared.bytes();
+        let written = shared.padded();
+        assert_eq!((&sent[..], written.len()), (&b"film"[..], DIRECT_ALIGN));
+        assert_eq!((sent.as_ptr() as usize, written.as_ptr() as usize), (at, at));
+        drop(written);
+        assert_ne!(place(&Piece::take()), at);
+        drop(sent);
+        assert_eq!(place(&Piece::take()), at);
     }
 }

@@ -24,7 +24,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-pub use buffer::{Batch, PIECE_BYTES, Piece, ReadBuffer};
+pub use buffer::{Batch, PIECE_BYTES, Piece, ReadBuffer, SharedPiece};
 pub use map::Map;
 pub use pool::{DiskPool, Job, Queue};
 pub use real::RealDisk;

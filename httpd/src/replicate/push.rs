@@ -15,6 +15,7 @@ use bytes::Bytes;
 use reel_control::agent::Peer;
 use reel_control::api::NodeState;
 use reel_engine::SegmentNumber;
+use reel_engine::disk::SharedPiece;
 use reel_engine::replica::SoloCopy;
 use reel_engine::solo::Ending;
 use tokio::sync::mpsc::{self, Receiver, Sender};
@@ -72,12 +73,9 @@ impl Push {
         Self { streams, needed }
     }
 
-    /// The next bytes; nothing is copied when nobody gets them.
-    pub(crate) async fn feed(&mut self, piece: &[u8]) {
-        if self.streams.is_empty() {
-            return;
-        }
-        let bytes = Bytes::copy_from_slice(piece);
+    /// The next bytes, sent from the memory that they are written from here.
+    pub(crate) async fn feed(&mut self, piece: &SharedPiece) {
+        let bytes = piece.bytes();
         let mut full = Vec::new();
         let mut kept = Vec::with_capacity(self.streams.len());
         for stream in self.streams.drain(..) {

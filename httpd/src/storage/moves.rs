@@ -12,6 +12,7 @@ use bytes::Bytes;
 use reel_control::api::Moved;
 use reel_control::catalog::{Outcome, Row, Write};
 use reel_control::names;
+use reel_engine::disk::SharedPiece;
 use reel_engine::format::record::RecordKind;
 use reel_engine::solo::SoloUpload;
 use reel_engine::{Draft, ObjectId, Stored, Version};
@@ -128,7 +129,8 @@ impl StorageShard {
             response.conn.read_body(bytes, full).await.map_err(|error| {
                 Problem::new(503, "no_node", format!("node {address} broke off: {error}"))
             })?;
-            push.feed(piece.as_ref()).await;
+            let piece = SharedPiece::from(piece);
+            push.feed(&piece).await;
             solo.write(piece).await?;
         }
         check_crc(address, row, solo.crc())?;

@@ -12,6 +12,7 @@ use reel_control::api::{NodeState, Uploaded};
 use reel_control::catalog::{CatalogError, Outcome, Row, Stamp, Write};
 use reel_control::{media_type, names};
 use reel_engine::clock::now_ms;
+use reel_engine::disk::SharedPiece;
 use reel_engine::format::record::{MAX_TYPE, RecordKind};
 use reel_engine::solo::{SoloUpload, UPLOAD_BYTES};
 use reel_engine::{Draft, ObjectId, Stored, Version};
@@ -292,8 +293,9 @@ impl StorageShard {
                 let problem = Problem::new(413, "too_large", message);
                 return Err(Problem { close: true, ..problem }.into());
             }
+            let piece = SharedPiece::from(piece);
             if let Some(push) = &mut push {
-                push.feed(piece.as_ref()).await;
+                push.feed(&piece).await;
             }
             self.volume_in_time(solo.write(piece)).await.map_err(refused)?;
             if first.is_empty() && conn.body.is_done() {
