@@ -25,6 +25,7 @@ pub mod signal;
 pub mod slots;
 pub mod solo;
 mod store;
+pub mod supply;
 pub mod upkeep;
 mod writer;
 

@@ -387,6 +387,60 @@ fn copies_that_differ_are_found_and_what_is_dead_is_buried_again() {
 }
 
 #[test]
+fn an_object_that_lacks_in_a_copy_is_put_back_from_a_peer() {
+    if !nodes_keep_copies("an_object_that_lacks_in_a_copy_is_put_back_from_a_peer") {
+        return;
+    }
+    let base = Base::start();
+    let start = |id: u32, folder: &str, more: &str| {
+        let config = base.storage_config(id, folder, more).replace("shards = 2", "shards = 1");
+        let node = Role::start("storage", base.dir.path(), &config).unwrap();
+        wait_healthy(&node.address);
+        node
+    };
+    let stop = |node: Role| {
+        signal(node.pid(), rustix::process::Signal::TERM);
+        node.wait();
+    };
+    let one = start(101, "one", "");
+    let two = start(102, "two", "");
+    upload(&one, "/ann/before", &bytes(1, 3000));
+    let film = put(&one.address, "/ann/film", &bytes(2, 5000)).unwrap().json();
+    let text = |key: &str| film[key].as_str().unwrap().to_owned();
+    let (object, path) = (text("object"), text("path"));
+    upload(&one, "/ann/after", &bytes(3, 3000));
+    eventually("the peer holds it", || by_id(&two, &object));
+    stop(one);
+    // Sealed by the stop; the peer hears of that in the next life.
+    let one = start(101, "one", "");
+    eventually("the peer's copies are complete", || {
+        copies(&two).iter().all(|(_, settled, _)| *settled).then_some(())
+    });
+    stop(one);
+    // Its head becomes illegible, and the table that would still know of it is lost.
+    let segment = base.dir.path().join("one").join(path);
+    let slot = usize::from_str_radix(&object[object.len() - 4..], 16).unwrap();
+    let content = std::fs::read(&segment).unwrap();
+    let starts = content.windows(4).enumerate().filter(|(_, four)| four == b"RREC");
+    let (at, _) = starts.into_iter().nth(slot).unwrap();
+    let file = std::fs::File::options().write(true).open(&segment).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff], at as u64 + 20).unwrap();
+    std::fs::remove_file(segment.with_extension("idx")).unwrap();
+    let one = start(101, "one", "");
+    assert!(by_id(&one, &object).is_none(), "it lacks");
+    assert!(get(&one.address, "/ann/film").unwrap().body == bytes(2, 5000), "from the peer");
+    stop(one);
+    let one = start(101, "one", "[storage.upkeep]\ncompare_every = \"1 s\"\n");
+    let body = eventually("it is put back", || by_id(&one, &object));
+    assert!(body == bytes(2, 5000));
+    two.kill();
+    for (name, seed, length) in [("before", 1, 3000), ("film", 2, 5000), ("after", 3, 3000)] {
+        let path = format!("/ann/{name}");
+        assert!(get(&one.address, &path).unwrap().body == bytes(seed, length), "{name}");
+    }
+}
+
+#[test]
 fn a_node_drains_when_its_peers_hold_all() {
     let base = Base::start();
     let one = base.storage(101, "one", "");

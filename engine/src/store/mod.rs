@@ -28,6 +28,7 @@ use crate::id::{ObjectId, SegmentNumber};
 use crate::recover;
 use crate::segment::{self, Located, Segment};
 use crate::signal::Signal;
+use crate::supply::Supplies;
 
 pub(crate) use create::{Demand, Fresh, Source};
 use dead::{Deferred, Unsynced};
@@ -185,6 +186,7 @@ pub struct Store {
     rebuilding: Mutex<()>,
     /// Segments worth compacting.
     candidates: Mutex<BTreeSet<SegmentNumber>>,
+    pub(crate) supplies: Mutex<Supplies>,
     stock: Stock,
     changes: Mutex<Changes<SegmentNumber>>,
     grown: Signal,
@@ -260,6 +262,7 @@ impl Store {
             switching: RwLock::default(),
             rebuilding: Mutex::default(),
             candidates: Mutex::default(),
+            supplies: Mutex::default(),
             stock: Stock::default(),
             changes: Mutex::default(),
             grown: Signal::default(),

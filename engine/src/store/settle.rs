@@ -175,6 +175,7 @@ impl Store {
         self.own_copies.lock().remove(&number);
         self.handles.remove(number);
         self.candidates.lock().remove(&number);
+        drop(self.supplies.lock().take(number));
         self.remove_files(number, index, generation).map_err(|error| {
             // It may be there still.
             self.known.write().insert(number, index);
@@ -248,7 +249,7 @@ impl Store {
         std::mem::take(&mut *self.candidates.lock())
     }
 
-    /// Notes a segment that could not be compacted now.
+    /// Notes a segment that could not be compacted now, or has something to be put back.
     pub(crate) fn postpone(&self, number: SegmentNumber) {
         self.candidates.lock().insert(number);
     }

@@ -1,9 +1,11 @@
-//! Compaction: a sealed segment is rewritten without its dead records. Slots and ids stay.
+//! Compaction: a sealed segment is rewritten without its dead records, and with those that it lacked and a peer has
+//! supplied. Slots and ids stay.
 //!
 //! Each step leaves the folder whole: the new file is complete and synced, then its table (whose name
 //! holds the generation), then one rename puts the segment in the old one's place, then the folder is
 //! synced. A crash before the rename leaves a file that the next start removes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::reader::Reader;
@@ -19,6 +21,7 @@ use crate::segment::open::open_table;
 use crate::segment::scan::entry_of;
 use crate::slots::{SlotTable, record_bytes, table_path};
 use crate::store::Store;
+use crate::supply::Record;
 
 /// Bytes copied in one step.
 const STEP_BYTES: u64 = 1 << 20;
@@ -48,6 +51,7 @@ pub struct Compaction {
     table: SlotTable,
     /// Also those whose objects are gone here: some node of the group may not have them yet, and would keep what they bury.
     keeps_tombstones: bool,
+    supplied: BTreeMap<u16, Record>,
     slot: usize,
     at: u64,
     buffer: Vec<u8>,
@@ -91,6 +95,7 @@ impl Compaction {
             file: None,
             table: SlotTable::active(),
             keeps_tombstones: true,
+            supplied: store.supplies.lock().take(number),
             slot: 0,
             at: HEADER_BYTES,
             buffer: header.encode(),
@@ -122,8 +127,11 @@ impl Compaction {
         while self.slot < SLOTS && moved < STEP_BYTES {
             let slot = self.slot as u16;
             self.slot += 1;
-            let Some(entry) = table.get(slot).filter(|entry| !entry.dead) else { continue };
-            moved += self.copy(slot, &entry)?;
+            moved += match (table.get(slot), self.supplied.remove(&slot)) {
+                (Some(entry), _) if !entry.dead => self.copy(slot, &entry)?,
+                (None, Some(record)) => self.put_back(record),
+                _ => 0,
+            };
         }
         if self.slot < SLOTS {
             self.write_out()?;
@@ -146,17 +154,27 @@ impl Compaction {
         // A payload that fails its checksum is copied as it is: it goes on being reported, and may
         // still be repaired.
         let payload = self.reader.bytes(payload_at, entry.payload_len as usize)?;
-        let at = self.at + self.buffer.len() as u64 - self.written_header();
-        head.encode(self.header.salt, &mut self.buffer);
-        self.buffer.extend_from_slice(&payload);
-        self.buffer.resize(align(self.buffer.len() as u64) as usize, 0);
-        self.table.publish(slot, &entry_of(&head, at));
+        self.append(&head, &payload);
         Ok(record_bytes(entry))
     }
 
-    /// Bytes of the header page that lie in the buffer, before anything was written.
-    fn written_header(&self) -> u64 {
-        if self.file.is_none() { HEADER_BYTES } else { 0 }
+    /// Takes in a record that lacked; its bytes.
+    fn put_back(&mut self, Record { mut head, payload }: Record) -> u64 {
+        head.generation = self.header.generation;
+        self.append(&head, &payload);
+        metrics::counter!("reel_put_back_objects_total").increment(1);
+        tracing::info!(object = %self.number().object(head.slot), "an object that lacked here is put back");
+        head.record_len()
+    }
+
+    fn append(&mut self, head: &RecordHead, payload: &[u8]) {
+        // Before anything was written, the header page lies in the buffer.
+        let header = if self.file.is_none() { HEADER_BYTES } else { 0 };
+        let at = self.at + self.buffer.len() as u64 - header;
+        head.encode(self.header.salt, &mut self.buffer);
+        self.buffer.extend_from_slice(payload);
+        self.buffer.resize(align(self.buffer.len() as u64) as usize, 0);
+        self.table.publish(head.slot, &entry_of(head, at));
     }
 
     /// Whether a tombstone still has something to say.

@@ -1,8 +1,9 @@
 //! The comparison: a node looks now and then whether its copies hold what its peers' do, and mends what differs.
 //!
 //! Following brings everything over; this finds what it missed (a bug, a disk that lied, a file that somebody removed).
-//! A segment that is lacking is copied; what is dead at a peer, and by the catalog, is buried. An object that lacks in a copy that is complete is
-//! reported: readers get it from the peer.
+//! A segment that is lacking is copied; what is dead at a peer, and by the catalog, is buried. An object that lacks in a
+//! copy that is complete is brought from the peer and put back, when the catalog names it (else it was compacted away
+//! here, and the peer has missed its tombstone); until then readers get it from the peer.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -13,8 +14,9 @@ use reel_control::agent::Peer;
 use reel_control::api::{CopiesPage, CopyView, NodeState, SlotsView};
 use reel_engine::contents::{Contents, Held, Slots};
 use reel_engine::follow::Followers;
-use reel_engine::format::record::RecordHead;
-use reel_engine::{Error, SegmentNumber};
+use reel_engine::format::record::{MAX_HEAD, RecordHead};
+use reel_engine::supply::Record;
+use reel_engine::{Error, ObjectId, SegmentNumber};
 
 use super::PAGE;
 use super::pull::{Broken, OverHttp};
@@ -30,6 +32,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 const BATCH: usize = 128;
 /// Objects of one segment that are named in the log.
 const NAMED: usize = 10;
+/// The largest record that is put back: larger objects have segments of their own.
+const RECORD_BYTES: usize = (8 << 20) + MAX_HEAD;
 
 /// What a comparison found.
 #[derive(Debug, Default)]
@@ -37,6 +41,7 @@ struct Compared {
     segments: usize,
     missing: usize,
     buried: usize,
+    put_back: usize,
     lacking: usize,
 }
 
@@ -59,11 +64,12 @@ pub(super) async fn run_compares(
         }
         metrics::gauge!("reel_compare_lacking_objects").set(compared.lacking as f64);
         metrics::counter!("reel_compare_mended_total")
-            .increment((compared.missing + compared.buried) as u64);
+            .increment((compared.missing + compared.buried + compared.put_back) as u64);
         tracing::info!(
             segments = compared.segments,
             missing = compared.missing,
             buried = compared.buried,
+            put_back = compared.put_back,
             lacking = compared.lacking,
             milliseconds = started.elapsed().as_millis() as u64,
             "copies compared"
@@ -161,11 +167,45 @@ impl Comparison {
         for slots in difference.dead.chunks(BATCH) {
             self.bury(peer, number, slots.to_vec(), compared).await?;
         }
-        compared.lacking += difference.lacking.len();
-        for slot in difference.lacking.iter().take(NAMED) {
-            tracing::error!(object = %number.object(*slot), peer = peer.id, "an object that a peer has lacks here; readers get it from there");
+        let mut named = 0;
+        for slot in difference.lacking {
+            let object = number.object(slot);
+            match self.bring(peer, object).await? {
+                Brought::Taken => compared.put_back += 1,
+                Brought::Dead => {}
+                Brought::Not(why) => {
+                    compared.lacking += 1;
+                    named += 1;
+                    if named <= NAMED {
+                        tracing::error!(%object, peer = peer.id, why, "an object that a peer has lacks here; readers get it from there");
+                    }
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Brings an object that lacks here from the peer, for compaction to put it back.
+    async fn bring(&self, peer: &Peer, object: ObjectId) -> Result<Brought, Broken> {
+        let path = format!("/-/v1/segments/{}/records/{}", object.segment().get(), object.slot());
+        let bytes = match self.net.get_bytes(peer.id, &path, RECORD_BYTES).await {
+            Ok(bytes) => bytes,
+            Err(Broken::Status(404 | 410)) => return Ok(Brought::Dead),
+            Err(Broken::Status(_)) => return Ok(Brought::Not("the peer cannot read it")),
+            Err(error) => return Err(error),
+        };
+        let record = match Record::decode(&bytes) {
+            Ok(record) if record.object() == object => record,
+            _ => return Ok(Brought::Not("its record did not arrive whole")),
+        };
+        let node = &self.shard.node;
+        let row = node.catalog.lookup(&record.head.user, &record.head.name).await?;
+        match judge(&record.head, object, row.as_ref()) {
+            Verdict::Named if node.store.supply(record) => Ok(Brought::Taken),
+            Verdict::Named => Ok(Brought::Not("too many lack: the next comparison goes on")),
+            Verdict::Lost => Ok(Brought::Dead),
+            Verdict::Newer | Verdict::NoRow => Ok(Brought::Not("the catalog does not name it")),
+        }
     }
 
     /// Buries what is dead at a peer, as far as the catalog says so too: a damaged mark there is not taken over.
@@ -206,6 +246,16 @@ impl Comparison {
         };
         Ok(node.store.pool().run(bury).await?)
     }
+}
+
+/// What became of an object that lacks here.
+enum Brought {
+    /// It will be put back.
+    Taken,
+    /// It does not lack: it is dead.
+    Dead,
+    /// It is not put back, and why.
+    Not(&'static str),
 }
 
 /// What a copy has otherwise than a peer's.

@@ -134,10 +134,20 @@ impl OverHttp {
         peer: u32,
         path: &str,
     ) -> Result<T, Broken> {
+        Ok(serde_json::from_slice(&self.get_bytes(peer, path, JSON_BYTES).await?)?)
+    }
+
+    /// An answer of at most so many bytes.
+    pub(super) async fn get_bytes(
+        &self,
+        peer: u32,
+        path: &str,
+        at_most: usize,
+    ) -> Result<Vec<u8>, Broken> {
         let mut response = self.get(peer, path).await?;
-        let body = response.read_all(JSON_BYTES).await?;
+        let body = response.read_all(at_most).await?;
         self.0.upstreams.give_back(response);
-        Ok(serde_json::from_slice(&body)?)
+        Ok(body)
     }
 }
 

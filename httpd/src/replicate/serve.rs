@@ -108,13 +108,16 @@ impl StorageShard {
         }
     }
 
-    /// `GET /-/v1/segments/{number}`, `…/dead` and `…/slots`.
+    /// `GET /-/v1/segments/{number}`, `…/dead`, `…/slots` and `…/records/{slot}`.
     pub(crate) async fn segment_view(
         &self,
         conn: &mut Conn,
         request: &Request,
         rest: &str,
     ) -> Result<Answered, ConnError> {
+        if let Some((number, slot)) = rest.split_once("/records/") {
+            return self.segment_record(conn, request, number, slot).await;
+        }
         let (number, part) = match rest.rsplit_once('/') {
             Some((number, "dead")) => (number, Part::Dead),
             Some((number, "slots")) => (number, Part::Slots),
@@ -141,6 +144,48 @@ impl StorageShard {
                 self.answers.json(conn, request, 200, &view).await
             }
             Err(Error::NoSegment(_)) => {
+                self.answers.refuse(conn, request, not_here(&self.node.store, number)).await
+            }
+            Err(error) => self.answers.refuse(conn, request, error.into()).await,
+        }
+    }
+
+    /// `GET /-/v1/segments/{number}/records/{slot}`: a living object's [`reel_engine::supply::Record`].
+    async fn segment_record(
+        &self,
+        conn: &mut Conn,
+        request: &Request,
+        number: &str,
+        slot: &str,
+    ) -> Result<Answered, ConnError> {
+        let object = segment_number(number).and_then(|number| {
+            let slot = slot.parse();
+            let slot = slot.map_err(|_| Problem::new(400, "bad_request", "a slot is decimal"))?;
+            Ok(number.object(slot))
+        });
+        let object = match object {
+            Ok(object) => object,
+            Err(problem) => return self.answers.refuse(conn, request, problem).await,
+        };
+        let store = Arc::clone(&self.node.store);
+        match self.node.store.pool().run(move || store.record(object)).await {
+            Ok(Some(record)) => {
+                let bytes = record.encode();
+                let mut head = self.answers.head(200, request);
+                head.field("Content-Type", "application/octet-stream")
+                    .field("Content-Length", bytes.len());
+                head.connection(request.keep_alive, request.http11);
+                conn.queue(&head.end()).await?;
+                if request.method == Method::Get {
+                    conn.queue(&bytes).await?;
+                }
+                Ok(Answered { status: 200, close: false })
+            }
+            Ok(None) => {
+                let message = format!("object {object} does not live here in a packed segment");
+                self.answers.refuse(conn, request, Problem::new(404, "not_found", message)).await
+            }
+            Err(Error::NoSegment(number)) => {
                 self.answers.refuse(conn, request, not_here(&self.node.store, number)).await
             }
             Err(error) => self.answers.refuse(conn, request, error.into()).await,
