@@ -318,6 +318,11 @@ impl SoloReplica {
         }))
     }
 
+    /// From now on whoever reads from the disk waits for little of what is written.
+    pub fn write_gently(&mut self) {
+        self.copy.file.write_gently();
+    }
+
     /// The offset to pull from next.
     pub fn next_offset(&self) -> u64 {
         self.pages.len() as u64 + self.taken + self.tail.len() as u64

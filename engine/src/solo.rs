@@ -15,6 +15,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
+use bytes::Bytes;
+
 use crate::disk::{DiskFile, PIECE_BYTES, Piece, ShardFile, SharedPiece, SyncPoint};
 use crate::error::{Error, Result};
 use crate::format::record::{Layout, MAX_HEAD, RecordHead, RecordKind};
@@ -30,6 +32,8 @@ use crate::writer::{Draft, Stored};
 pub const PAYLOAD_AT: u64 = HEADER_BYTES + MAX_HEAD as u64;
 /// Writes of one upload in flight.
 pub const WRITES: usize = 3;
+/// Bytes of a write when others are to wait little for it: as many as a viewer's cold read.
+const GENTLE_BYTES: usize = 256 << 10;
 /// Memory of one upload in bytes: the pieces in flight and the one being filled.
 pub const UPLOAD_BYTES: u64 = (WRITES as u64 + 1) * PIECE_BYTES as u64;
 /// Space is reserved in steps of at most so many bytes.
@@ -95,6 +99,7 @@ pub(crate) struct SoloFile {
     pub(crate) length: u64,
     allocated: u64,
     writing: VecDeque<Writing>,
+    gentle: bool,
     complete: bool,
 }
 
@@ -116,10 +121,16 @@ impl SoloFile {
             length: 0,
             allocated: 0,
             writing: VecDeque::new(),
+            gentle: false,
             complete: false,
         };
         created.allocate().await?;
         Ok(created)
+    }
+
+    /// From now on one write is in flight, and a small one.
+    pub(crate) fn write_gently(&mut self) {
+        self.gentle = true;
     }
 
     pub(crate) fn path(&self) -> &std::path::Path {
@@ -160,20 +171,27 @@ impl SoloFile {
     }
 
     /// Takes the next piece (a full one, unless it is the last) and starts writing it. Waits while
-    /// [`WRITES`] are in flight: that is the back-pressure.
+    /// [`WRITES`] (gently: one) are in flight: that is the back-pressure.
     pub(crate) async fn write(&mut self, piece: SharedPiece) -> Result<()> {
         let length = piece.bytes().len() as u64;
         if length == 0 {
             return Ok(());
         }
-        while self.writing.len() >= WRITES {
+        let (writes, step) = if self.gentle { (1, GENTLE_BYTES) } else { (WRITES, PIECE_BYTES) };
+        while self.writing.len() >= writes {
             self.one_written().await?;
         }
         self.allocate().await?;
         let at = PAYLOAD_AT + self.length;
         self.length += length;
         let (file, bytes) = (Rc::clone(&self.file), piece.padded());
-        let mut writing: Writing = Box::pin(async move { file.write_all_at(bytes, at).await.0 });
+        let mut writing: Writing = Box::pin(async move {
+            for from in (0..bytes.len()).step_by(step) {
+                let now = Bytes::slice(&bytes, from..bytes.len().min(from + step));
+                file.write_all_at(now, at + from as u64).await.0?;
+            }
+            Ok(())
+        });
         // Polled once: that is what puts it on the ring.
         let begun = poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await;
         match begun {

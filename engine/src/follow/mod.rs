@@ -28,7 +28,7 @@ use crate::store::{Known, Store};
 
 pub use acks::Acks;
 pub use copying::{Claim, Copying};
-pub use net::{Net, News, Page, Peer, Pulled};
+pub use net::{Net, News, Page, Peer, Pulled, Sparing};
 use pace::Pace;
 use pending::Pending;
 pub use serve::Portion;
@@ -42,7 +42,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const TURN: Duration = Duration::from_millis(25);
 /// Tries after which a peer that does not answer does not keep this node from serving.
 const TRIES_BEFORE_ACTIVE: u32 = 3;
-/// Large segments copied at once.
+/// Large segments copied at once; one, when viewers are spared.
 const LARGE_AT_ONCE: usize = 2;
 
 /// Whether every other node holds the whole of a segment, and says so; one that is offline cannot.
@@ -328,7 +328,7 @@ impl<N: Net> Followers<N> {
                 self.pending.borrow_mut().done(peer, known.number);
                 continue;
             }
-            while self.large.get() >= LARGE_AT_ONCE {
+            while self.large.get() >= self.large_at_once() {
                 self.net.sleep(TURN).await;
             }
             self.large.set(self.large.get() + 1);
@@ -349,6 +349,10 @@ impl<N: Net> Followers<N> {
         let pending = self.pending.borrow().bytes(peer);
         self.lags_by(peer, pending);
         Ok(())
+    }
+
+    fn large_at_once(&self) -> usize {
+        if self.net.sparing().is_some() { 1 } else { LARGE_AT_ONCE }
     }
 
     fn put_off(&self, peer: u32, known: Known) {
@@ -433,6 +437,9 @@ impl<N: Net> Followers<N> {
     async fn copy_solo(&self, peer: u32, known: &Known) -> Result<(), N::Error> {
         let mut pace = Pace::begin(&self.net);
         let Some(mut replica) = SoloReplica::open(&self.store, known).await? else { return Ok(()) };
+        if self.net.sparing().is_some() {
+            replica.write_gently();
+        }
         match self.fill_solo(peer, known, &mut replica, &mut pace).await {
             Ok(true) => {}
             // Gone there: deleted meanwhile.

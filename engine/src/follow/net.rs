@@ -38,6 +38,14 @@ pub struct Page {
     pub next: Option<SegmentNumber>,
 }
 
+/// How a copy leaves disks, links and processors to viewers: one large segment at a time, written in small steps; and
+/// with rests.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sparing {
+    /// How much of its time it may work, above 0 to 1.
+    pub share: f64,
+}
+
 /// What following needs around it. All of it runs on one thread.
 pub trait Net: 'static {
     /// Why a peer could not be asked.
@@ -101,8 +109,8 @@ pub trait Net: 'static {
     /// A peer has begun a new life.
     fn reborn(&self, peer: u32);
 
-    /// How much of the time a copy may work, above 0; 1 is all.
-    fn copy_share(&self) -> f64;
+    /// How a copy spares this node's and its peers' viewers; `None` when it need not.
+    fn sparing(&self) -> Option<Sparing>;
 
     /// Waits.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()>;

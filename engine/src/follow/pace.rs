@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Net;
+use super::{Net, Sparing};
 
 /// The longest rest.
 const LONGEST_REST: Duration = Duration::from_millis(500);
@@ -18,10 +18,9 @@ impl Pace {
         Self { since: net.now() }
     }
 
-    /// Rests for so long that work was [`Net::copy_share`] of the time.
+    /// Rests for so long that work was [`super::Sparing::share`] of the time.
     pub(super) async fn rest(&mut self, net: &impl Net) {
-        let share = net.copy_share();
-        if share < 1.0 {
+        if let Some(Sparing { share }) = net.sparing().filter(|sparing| sparing.share < 1.0) {
             let worked = net.now().saturating_duration_since(self.since);
             net.sleep(worked.mul_f64(1.0 / share - 1.0).min(LONGEST_REST)).await;
         }

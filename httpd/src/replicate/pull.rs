@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use reel_control::agent::Peer;
 use reel_control::api::NodeState;
 use reel_control::catalog::CatalogError;
-use reel_engine::follow::{self, Followers, Net, News, Page, Pulled, Standing};
+use reel_engine::follow::{self, Followers, Net, News, Page, Pulled, Sparing, Standing};
 use reel_engine::replica::Arrived;
 use reel_engine::{Error, Known, SegmentNumber};
 use tokio::sync::mpsc::Receiver;
@@ -244,13 +244,10 @@ impl Net for OverHttp {
         self.0.node.following.doubt(Instant::now());
     }
 
-    fn copy_share(&self) -> f64 {
+    fn sparing(&self) -> Option<Sparing> {
         let node = &self.0.node;
-        if node.status.state() == NodeState::Syncing {
-            f64::from(node.config.refill_share) / 100.0
-        } else {
-            1.0
-        }
+        let share = f64::from(node.config.refill_share) / 100.0;
+        (node.status.state() == NodeState::Syncing).then_some(Sparing { share })
     }
 
     async fn sleep(&self, time: Duration) {

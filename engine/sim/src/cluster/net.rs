@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
 use reel_engine::disk::sim::Rng;
-use reel_engine::follow::{Net, News, Page, Peer, Portion, Pulled};
+use reel_engine::follow::{Net, News, Page, Peer, Portion, Pulled, Sparing};
 use reel_engine::replica::Arrived;
 use reel_engine::{Error, Known, SegmentNumber};
 
@@ -200,8 +200,8 @@ impl Net for SimNet {
 
     fn reborn(&self, _peer: u32) {}
 
-    fn copy_share(&self) -> f64 {
-        0.8
+    fn sparing(&self) -> Option<Sparing> {
+        (self.wires.below(2) == 0).then_some(Sparing { share: 0.8 })
     }
 
     async fn sleep(&self, time: Duration) {
