@@ -36,8 +36,8 @@ pub struct StorageConfig {
     /// What becomes of an upload when fewer are alive.
     #[serde(default)]
     pub ack_degraded: AckDegraded,
-    /// Percent of its time that each copy from a peer works while the node fills itself; the rest is the viewers'.
-    /// Three or more run at once.
+    /// Percent of its time that each copy from a peer works while the node fills itself, one large segment at a time and
+    /// in small writes; the rest is the viewers'.
     #[serde(default = "default_refill_share")]
     pub refill_share: u8,
     /// Bytes after which a packed segment is sealed.
@@ -318,5 +318,5 @@ fn default_lease() -> u64 {
 }
 
 fn default_refill_share() -> u8 {
-    12
+    70
 }
