@@ -192,7 +192,7 @@ impl SoloFile {
             }
             Ok(())
         });
-        // Polled once: that is what puts it on the ring.
+        // Polled once: that is what puts it (gently: its first step; the others go while the next piece waits) on the ring.
         let begun = poll_fn(|context| Poll::Ready(writing.as_mut().poll(context))).await;
         match begun {
             Poll::Ready(written) => self.keep(written),
