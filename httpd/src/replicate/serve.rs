@@ -170,16 +170,9 @@ impl StorageShard {
         let store = Arc::clone(&self.node.store);
         match self.node.store.pool().run(move || store.record(object)).await {
             Ok(Some(record)) => {
-                let bytes = record.encode();
-                let mut head = self.answers.head(200, request);
-                head.field("Content-Type", "application/octet-stream")
-                    .field("Content-Length", bytes.len());
-                head.connection(request.keep_alive, request.http11);
-                conn.queue(&head.end()).await?;
-                if request.method == Method::Get {
-                    conn.queue(&bytes).await?;
-                }
-                Ok(Answered { status: 200, close: false })
+                let head = self.answers.head(200, request);
+                let (kind, bytes) = ("application/octet-stream", record.encode());
+                self.answers.answer(conn, request, head, 200, kind, &bytes).await
             }
             Ok(None) => {
                 let message = format!("object {object} does not live here in a packed segment");
