@@ -322,19 +322,37 @@ fn copies(node: &Role) -> Vec<(u64, bool, u64)> {
     answer.json()["copies"].as_array().unwrap().iter().map(copy).collect()
 }
 
+/// A node of one shard, so that its small files lie in one segment.
+fn one_shard(base: &Base, id: u32, folder: &str, more: &str) -> Role {
+    let config = base.storage_config(id, folder, more).replace("shards = 2", "shards = 1");
+    let node = Role::start("storage", base.dir.path(), &config).unwrap();
+    wait_healthy(&node.address);
+    node
+}
+
+fn stop(node: Role) {
+    signal(node.pid(), rustix::process::Signal::TERM);
+    node.wait();
+}
+
+/// Stops a node whose segments are sealed then, and complete at the peer: a stop in order seals, and the peer hears of that
+/// in the next life.
+fn seal(node: Role, peer: &Role, start: impl Fn() -> Role) {
+    stop(node);
+    let node = start();
+    eventually("the peer's copies are complete", || {
+        copies(peer).iter().all(|(_, settled, _)| *settled).then_some(())
+    });
+    stop(node);
+}
+
 #[test]
 fn copies_that_differ_are_found_and_what_is_dead_is_buried_again() {
     if !nodes_keep_copies("copies_that_differ_are_found_and_what_is_dead_is_buried_again") {
         return;
     }
     let base = Base::start();
-    // One shard, so that both files lie in one segment.
-    let start = |id: u32, folder: &str, more: &str| {
-        let config = base.storage_config(id, folder, more).replace("shards = 2", "shards = 1");
-        let node = Role::start("storage", base.dir.path(), &config).unwrap();
-        wait_healthy(&node.address);
-        node
-    };
+    let start = |id, folder, more| one_shard(&base, id, folder, more);
     let one = start(101, "one", "");
     let two = start(102, "two", "");
     // The dead are few: the segment is not compacted.
@@ -345,17 +363,7 @@ fn copies_that_differ_are_found_and_what_is_dead_is_buried_again() {
     eventually("the peer holds it", || by_id(&two, &object));
     assert_eq!(delete(&one.address, "/ann/gone").unwrap().status, 204);
     eventually("it is dead at the peer", || by_id(&two, &object).is_none().then_some(()));
-    // A stop in order seals; the peer hears of that in the next life.
-    let stop = |node: Role| {
-        signal(node.pid(), rustix::process::Signal::TERM);
-        node.wait();
-    };
-    stop(one);
-    let one = start(101, "one", "");
-    eventually("the peer's copies are complete", || {
-        copies(&two).iter().all(|(_, settled, _)| *settled).then_some(())
-    });
-    stop(one);
+    seal(one, &two, || start(101, "one", ""));
     // Its mark gets lost at the first node.
     let slot = usize::from_str_radix(&object[object.len() - 4..], 16).unwrap();
     let table = base.dir.path().join("one").join(path).with_extension("idx");
@@ -392,16 +400,7 @@ fn an_object_that_lacks_in_a_copy_is_put_back_from_a_peer() {
         return;
     }
     let base = Base::start();
-    let start = |id: u32, folder: &str, more: &str| {
-        let config = base.storage_config(id, folder, more).replace("shards = 2", "shards = 1");
-        let node = Role::start("storage", base.dir.path(), &config).unwrap();
-        wait_healthy(&node.address);
-        node
-    };
-    let stop = |node: Role| {
-        signal(node.pid(), rustix::process::Signal::TERM);
-        node.wait();
-    };
+    let start = |id, folder, more| one_shard(&base, id, folder, more);
     let one = start(101, "one", "");
     let two = start(102, "two", "");
     upload(&one, "/ann/before", &bytes(1, 3000));
@@ -410,19 +409,13 @@ fn an_object_that_lacks_in_a_copy_is_put_back_from_a_peer() {
     let (object, path) = (text("object"), text("path"));
     upload(&one, "/ann/after", &bytes(3, 3000));
     eventually("the peer holds it", || by_id(&two, &object));
-    stop(one);
-    // Sealed by the stop; the peer hears of that in the next life.
-    let one = start(101, "one", "");
-    eventually("the peer's copies are complete", || {
-        copies(&two).iter().all(|(_, settled, _)| *settled).then_some(())
-    });
-    stop(one);
+    seal(one, &two, || start(101, "one", ""));
     // Its head becomes illegible, and the table that would still know of it is lost.
     let segment = base.dir.path().join("one").join(path);
     let slot = usize::from_str_radix(&object[object.len() - 4..], 16).unwrap();
     let content = std::fs::read(&segment).unwrap();
-    let starts = content.windows(4).enumerate().filter(|(_, four)| four == b"RREC");
-    let (at, _) = starts.into_iter().nth(slot).unwrap();
+    let mut starts = content.windows(4).enumerate().filter(|(_, four)| four == b"RREC");
+    let (at, _) = starts.nth(slot).unwrap();
     let file = std::fs::File::options().write(true).open(&segment).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &[0xff], at as u64 + 20).unwrap();
     std::fs::remove_file(segment.with_extension("idx")).unwrap();
