@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use rustix::pipe::{SpliceFlags, splice};
 
+use crate::congestion::PeerCongestion;
 use crate::http::body::Decoder;
 use crate::pipes::{PIPE_BYTES, Pipe};
 use crate::reactor::{Socket, TimedOut};
@@ -85,6 +86,8 @@ pub(crate) struct Conn {
     received: u64,
     /// Bytes a second below which a body is given up; 0 for none.
     min_rate: u64,
+    /// The other end is a machine of the cluster.
+    is_peer: bool,
     _slot: Option<Slot>,
 }
 
@@ -107,6 +110,7 @@ impl Conn {
             passed: 0,
             received: 0,
             min_rate: 0,
+            is_peer: false,
             _slot: None,
         })
     }
@@ -119,6 +123,13 @@ impl Conn {
     /// Says who is at the other end, and how fast that one must be.
     pub(crate) fn of(self, client: IpAddr, min_rate: u64) -> Self {
         Self { client, min_rate, ..self }
+    }
+
+    /// The other end proves to be a machine of the cluster.
+    pub(crate) fn meet_peer(&mut self, congestion: &PeerCongestion) {
+        if !std::mem::replace(&mut self.is_peer, true) {
+            congestion.set(self.socket.fd());
+        }
     }
 
     /// From now on a body may go so long without progress.

@@ -6,6 +6,7 @@
 
 mod access_log;
 mod answer;
+mod congestion;
 mod conn;
 mod gateway;
 mod handover;

@@ -18,6 +18,7 @@ use reel_engine::{FolderOptions, Recovery, SegmentNumber, Store, StoreOptions, n
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
+use crate::congestion;
 use crate::gateway::{Gateway, GatewayShard};
 use crate::handover::{self, Counter, Offer, Taken};
 use crate::replicate::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers, run_shared};
@@ -89,6 +90,7 @@ pub struct Common {
 fn listeners(
     address: SocketAddr,
     shards: usize,
+    congestion: &str,
 ) -> Result<(Vec<TcpListener>, SocketAddr), RunError> {
     if shard::is_taken(address) {
         return Err(RunError::AddressInUse(address));
@@ -97,24 +99,32 @@ fn listeners(
         std::io::ErrorKind::AddrInUse => RunError::AddressInUse(address),
         _ => RunError::Io { what: format!("listen on {address}"), source },
     };
-    let first = shard::listen(address).map_err(failed)?;
+    let first = shard::listen(address, congestion).map_err(failed)?;
     let address = first.local_addr().map_err(io("ask for the address"))?;
     let mut sockets = vec![first];
     for _ in 1..shards {
-        sockets.push(shard::listen(address).map_err(failed)?);
+        sockets.push(shard::listen(address, congestion).map_err(failed)?);
     }
     Ok((sockets, address))
 }
 
 /// The sockets of the server at `address`, if there is one that passes them, and more when it has less than `shards`.
-fn take_sockets(address: SocketAddr, shards: usize) -> Result<Option<Taken>, RunError> {
+fn take_sockets(
+    address: SocketAddr,
+    shards: usize,
+    congestion: &str,
+) -> Result<Option<Taken>, RunError> {
     let mut taken = handover::take(address)
         .map_err(io(format!("take over the sockets of the server at {address}")))?;
     match &mut taken {
         None => tracing::info!(%address, "no server to take over from: this one begins anew"),
         Some(Taken { sockets, .. }) => {
+            let failed = |source| RunError::Io { what: format!("listen on {address}"), source };
+            for socket in sockets.iter() {
+                congestion::set_for_clients(socket, congestion).map_err(failed)?;
+            }
             while sockets.len() < shards {
-                sockets.push(shard::listen(address).map_err(io(format!("listen on {address}")))?);
+                sockets.push(shard::listen(address, congestion).map_err(failed)?);
             }
         }
     }
@@ -131,7 +141,7 @@ fn open_counter(address: SocketAddr) -> Option<Counter> {
 /// One listening socket, for a control-plane server. Its port may be shared with a socket that
 /// only keeps it (`reel up`), never with another server.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
-    let (sockets, _) = listeners(address, 1)?;
+    let (sockets, _) = listeners(address, 1, "")?;
     let socket = sockets.into_iter().next().ok_or(RunError::AddressInUse(address))?;
     socket.set_nonblocking(true).map_err(io("set up the socket"))?;
     Ok(socket)
@@ -146,7 +156,7 @@ pub fn run_storage(
     stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
 ) -> Result<(), RunError> {
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
-    let (sockets, address) = listeners(config.listen, shards)?;
+    let (sockets, address) = listeners(config.listen, shards, &config.tcp.congestion)?;
     let access_log = open_access_log(&config.access_log)?;
     let leases = Arc::new(LeasePool::default());
     let volume = (config.replication == Replication::Shared).then(SharedDisk::default);
@@ -465,11 +475,12 @@ pub fn run_gateway(
     stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
 ) -> Result<(), RunError> {
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
-    let taken = if take_over { take_sockets(config.listen, shards)? } else { None };
+    let taken =
+        if take_over { take_sockets(config.listen, shards, &config.tcp.congestion)? } else { None };
     let (counter, sockets, address) = match taken {
         Some(Taken { counter, sockets }) => (Some(counter), sockets, config.listen),
         None => {
-            let (sockets, address) = listeners(config.listen, shards)?;
+            let (sockets, address) = listeners(config.listen, shards, &config.tcp.congestion)?;
             (open_counter(address), sockets, address)
         }
     };

@@ -14,6 +14,8 @@ use reel_control::config::LimitsConfig;
 use reel_engine::signal::Signal;
 use rustix::net::{self, sockopt};
 
+use crate::congestion;
+
 use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
 use crate::http::request::{self, Framing, Request};
@@ -112,14 +114,16 @@ impl DateCache {
     }
 }
 
-/// A listening socket that shares its port with the other shards'.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// A listening socket that shares its port with the other shards'. Its connections' bytes go out by `congestion`, when that is
+/// not empty.
+pub(crate) fn listen(address: SocketAddr, congestion: &str) -> io::Result<TcpListener> {
     let family =
         if address.is_ipv6() { net::AddressFamily::INET6 } else { net::AddressFamily::INET };
     let socket =
         net::socket_with(family, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)?;
     sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    congestion::set_for_clients(&socket, congestion)?;
     net::bind(&socket, &address)?;
     net::listen(&socket, BACKLOG)?;
     Ok(TcpListener::from(socket))

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::congestion::PeerCongestion;
 use crate::reactor;
 
 use crate::conn::{Conn, ConnError};
@@ -32,6 +33,7 @@ pub(crate) struct Upstreams {
     keep: usize,
     open: RefCell<HashMap<SocketAddr, Rc<Cell<usize>>>>,
     limit: usize,
+    congestion: PeerCongestion,
 }
 
 /// A connection's place among those to its node.
@@ -92,8 +94,8 @@ impl Response {
 
 impl Upstreams {
     /// Has at most `limit` connections to a node, and keeps at most `keep` idle ones.
-    pub(crate) fn new(keep: usize, limit: usize) -> Self {
-        Self { idle: RefCell::default(), keep, open: RefCell::default(), limit }
+    pub(crate) fn new(keep: usize, limit: usize, congestion: PeerCongestion) -> Self {
+        Self { idle: RefCell::default(), keep, open: RefCell::default(), limit, congestion }
     }
 
     /// Waits until a node may be connected to once more.
@@ -160,7 +162,11 @@ impl Upstreams {
     pub(crate) async fn connect(&self, address: SocketAddr) -> Result<Conn, ConnError> {
         let slot = self.slot(address).await?;
         match monoio::time::timeout(CONNECT, reactor::connect(address)).await {
-            Ok(socket) => Ok(Conn::new(socket?, STALL)?.in_slot(slot)),
+            Ok(socket) => {
+                let socket = socket?;
+                self.congestion.set(&socket);
+                Ok(Conn::new(socket, STALL)?.in_slot(slot))
+            }
             Err(_) => Err(ConnError::Stalled),
         }
     }

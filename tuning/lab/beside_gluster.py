@@ -21,6 +21,8 @@ from hosts import Lab, say
 HERE = pathlib.Path(__file__).resolve().parent
 # What all disks together may take with --memory.
 MEMORY = "16g"
+# Large files of a round, and how large.
+FILES, MIB = 24, 64
 PUTS = """
 local thread = 0
 function setup(t) t:set("id", thread); thread = thread + 1 end
@@ -98,6 +100,8 @@ def main():
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--streams", type=int, default=1, help="large files written at a time")
     parser.add_argument("--memory", action="store_true", help="each host's disk is one of its own, in memory: else one disk takes all copies of both")
+    parser.add_argument("--written", action="store_true", help="the hosts' disks lie in space that was written to before")
+    parser.add_argument("--congestion", help="TCP congestion control of all hosts (reno); this machine's when left out")
     args = parser.parse_args()
     hosts.enter("the comparison with GlusterFS")
     if shutil.which("wrk") is None:
@@ -108,8 +112,8 @@ def main():
         folder.mkdir(parents=True, exist_ok=True)
         # In this process's own namespace: it is gone with it.
         hosts.run("mount", "-t", "tmpfs", "-o", f"size={MEMORY}", "tmpfs", folder)
-    with Lab(folder) as lab:
-        cluster = Cluster(lab, trackers=1, ids=1, groups=1, nodes=3, https=0, ack="all", virtual=False, disk_mib=5_000 if args.memory else 12_000, prewrite="512 MiB", segment="256 MiB")
+    with Lab(folder, args.congestion) as lab:
+        cluster = Cluster(lab, trackers=1, ids=1, groups=1, nodes=3, https=0, ack="all", virtual=False, disk_mib=5_000 if args.memory else 12_000, prewrite="512 MiB", segment="256 MiB", written=args.written)
         nodes = cluster.of("storage")
         volume = Volume([member.host for member in nodes])
         one = nodes[0].address
@@ -119,8 +123,8 @@ def main():
         on_one = lambda *what: float(nodes[0].host.run(sys.executable, HERE / "write.py", *what).stdout)
         found = {"large": ([], []), "small": ([], [])}
         for round_ in range(args.rounds):
-            ours = on_one("put", one, f"/ann/large-{round_}", args.streams, 4, 64)
-            theirs = on_one("large", folders[0], args.streams, 4, 64)
+            ours = on_one("put", one, f"/ann/large-{round_}", args.streams, FILES // args.streams, MIB)
+            theirs = on_one("large", folders[0], args.streams, FILES // args.streams, MIB)
             found["large"][0].append(ours)
             found["large"][1].append(theirs)
             our_files = small_puts(one, lua, round_, args.seconds)

@@ -109,7 +109,7 @@ class Member:
 class Cluster:
     """Trackers, ID servers, groups of storage nodes, PostgreSQL, HTTP servers (behind Keepalived when it is there)."""
 
-    def __init__(self, lab, trackers=3, ids=2, groups=2, nodes=3, https=2, ack="2", disk_mib=1024, virtual=True, storage="", prewrite="32 MiB", segment="16 MiB", shared=False):
+    def __init__(self, lab, trackers=3, ids=2, groups=2, nodes=3, https=2, ack="2", disk_mib=1024, virtual=True, storage="", prewrite="32 MiB", segment="16 MiB", shared=False, written=False):
         self.lab, self.members = lab, {}
         self.virtual = virtual
         # The volume of each group whose copies GlusterFS keeps.
@@ -120,7 +120,7 @@ class Cluster:
             "http": [f"{NETWORK}.{81 + at}" for at in range(https)],
         }
         self.catalog = f"postgres://reel@{NETWORK}.31:{PG_PORT}/reel"
-        self.ack, self.more, self.disk_mib = ack, storage, disk_mib
+        self.ack, self.more, self.disk_mib, self.written = ack, storage, disk_mib, written
         self.prewrite, self.segment = prewrite, segment
         self.start_postgres()
         for at, address in enumerate(self.addresses["trackers"]):
@@ -174,7 +174,7 @@ class Cluster:
         if self.shared:
             data, how = self.volumes[group].mount[host.name], 'replication = "shared"'
         else:
-            data = host.disk(self.disk_mib) / "data"
+            data = host.disk(self.disk_mib, self.written) / "data"
             how = f"ack = {self.ack if self.ack.isdigit() else json.dumps(self.ack)}"
         section = f"""[storage]
 id = {group * 100 + node}

@@ -74,6 +74,8 @@ class Host:
         self.run("ip", "link", "set", "lo", "up")
         self.run("ip", "addr", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "link", "set", "eth0", "up")
+        if lab.congestion:
+            self.run("sysctl", "-qw", f"net.ipv4.tcp_congestion_control={lab.congestion}")
 
     def within(self, args):
         return ["nsenter", "--target", str(self.first.pid), "--net", "--mount", "--uts", "--", *map(str, args)]
@@ -86,13 +88,16 @@ class Host:
         with open(self.dir / log, "ab") as out:
             return subprocess.Popen(self.within(args), stdin=subprocess.DEVNULL, stdout=out, stderr=out, **more)
 
-    def disk(self, mib):
-        """Gives it a disk of its own: a file system that can become full."""
+    def disk(self, mib, written=False):
+        """Gives it a disk of its own: a file system that can become full. `written`: its space has been written to
+        before. (A block of a virtual disk is slow the first time, one of a machine's own disk is not.)"""
         image, folder = self.dir / "disk.img", self.dir / "disk"
         folder.mkdir(exist_ok=True)
         with open(image, "wb") as out:
             out.truncate(mib << 20)
-        run("mkfs.ext4", "-q", "-F", "-m", "0", image)
+        if written:
+            run("dd", "if=/dev/zero", f"of={image}", "bs=4M", f"count={mib // 4}", "conv=notrunc", "oflag=direct")
+        run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard", image)
         device = run("losetup", "--find", "--show", image).stdout.strip()
         # Past the page cache of the machine, whose writing back would hold up whoever reads; not every file system can.
         run("losetup", "--direct-io=on", device, check=False)
@@ -149,12 +154,15 @@ def is_zombie(pid):
 class Lab:
     """The bridge, and the hosts on it. This process is on it too, as the clients' host."""
 
-    def __init__(self, folder=None):
+    def __init__(self, folder=None, congestion=None):
+        """`congestion`: TCP congestion control of all hosts instead of this machine's (in namespaces only what every
+        process may use: reno always)."""
         assert os.environ.get(INSIDE), "enter() comes first"
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="reel-lab-", dir=folder))
         # Hosts' programs under other users have to get in.
         self.dir.chmod(0o755)
         self.hosts = {}
+        self.congestion = congestion
         # Called before the hosts are taken down.
         self.before_end = []
         run("ip", "link", "set", "lo", "up")

@@ -35,7 +35,11 @@ def large(folder, streams, files, mib):
                 out.flush()
                 os.fsync(out.fileno())
 
-    print(streams * files * mib * 1.048576 / seconds_of(streams, work))
+    took = seconds_of(streams, work)
+    for at in range(streams):
+        for file in range(files):
+            os.unlink(f"{folder}/l{at}-{file}")
+    print(streams * files * mib * 1.048576 / took)
 
 
 def put(address, prefix, streams, files, mib):

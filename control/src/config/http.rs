@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 
 use super::Span;
-use super::serving::{AccessLogConfig, CorsConfig, LimitsConfig, default_true};
+use super::serving::{AccessLogConfig, CorsConfig, LimitsConfig, TcpConfig, default_true};
 
 /// How an HTTP server brings bytes to its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -50,6 +50,9 @@ pub struct HttpConfig {
     /// Limits of connections.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// How bytes go out.
+    #[serde(default)]
+    pub tcp: TcpConfig,
     /// Cross-origin rules.
     #[serde(default)]
     pub cors: CorsConfig,

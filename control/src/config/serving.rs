@@ -62,6 +62,22 @@ impl Default for LimitsConfig {
     }
 }
 
+/// `[….tcp]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TcpConfig {
+    /// Congestion control of answers to clients; the system's when empty.
+    pub congestion: String,
+    /// The same for what the cluster's machines send one another; the system's when empty.
+    pub peer_congestion: String,
+}
+
+impl Default for TcpConfig {
+    fn default() -> Self {
+        Self { congestion: String::new(), peer_congestion: "cubic".to_owned() }
+    }
+}
+
 /// `[….cors]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::serving::{AccessLogConfig, CorsConfig, LimitsConfig, default_true};
+use super::serving::{AccessLogConfig, CorsConfig, LimitsConfig, TcpConfig, default_true};
 use super::{ByteSize, Span};
 
 /// `[storage]`
@@ -88,6 +88,9 @@ pub struct StorageConfig {
     /// Limits of connections.
     #[serde(default)]
     pub limits: LimitsConfig,
+    /// How bytes go out.
+    #[serde(default)]
+    pub tcp: TcpConfig,
     /// Cross-origin rules.
     #[serde(default)]
     pub cors: CorsConfig,

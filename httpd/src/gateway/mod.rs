@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 
 use crate::access_log::AccessLog;
 use crate::answer::{Answers, Problem};
+use crate::congestion::PeerCongestion;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
 use crate::pipes::Pipe;
@@ -134,6 +135,7 @@ impl GatewayShard {
             upstreams: Upstreams::new(
                 gateway.config.idle_per_node,
                 gateway.config.connections_per_node.max(1),
+                PeerCongestion::new(&gateway.config.tcp.peer_congestion),
             ),
             addresses: AddressCache::new(gateway.config.address_age.0),
             answers: Answers::new(gateway.config.cors.clone(), None),

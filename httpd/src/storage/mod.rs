@@ -45,6 +45,7 @@ pub use sweep::{Verdict, judge};
 
 use crate::access_log::AccessLog;
 use crate::answer::Answers;
+use crate::congestion::PeerCongestion;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
 use crate::shard::{Answered, Service};
@@ -110,6 +111,7 @@ pub(crate) struct StorageShard {
     pub(crate) writer: Writer,
     pub(crate) stage: CatalogStage,
     pub(crate) upstreams: Upstreams,
+    pub(crate) congestion: PeerCongestion,
     names: NameCache,
     hot: hot::HotAnswers,
     cold: Rc<cold::Cold>,
@@ -132,10 +134,12 @@ pub(crate) struct StorageShard {
 impl StorageShard {
     /// A shard on the current thread; its writer and catalog stage still have to be spawned.
     pub(crate) fn new(node: Arc<Node>) -> Rc<Self> {
+        let congestion = PeerCongestion::new(&node.config.tcp.peer_congestion);
         Rc::new(Self {
             writer: Writer::new(Arc::clone(&node.store)),
             stage: CatalogStage::new(node.catalog.clone()),
-            upstreams: Upstreams::new(PEER_IDLE, PEER_CONNECTIONS),
+            upstreams: Upstreams::new(PEER_IDLE, PEER_CONNECTIONS, congestion.clone()),
+            congestion,
             names: NameCache::new(&node.config),
             hot: hot::HotAnswers::new(node.config.body_cache.0 as usize),
             cold: cold::Cold::new(Arc::clone(&node.store), node.config.cold_buffers.0),
