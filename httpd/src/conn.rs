@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::{SpliceFlags, splice};
 
 use crate::congestion::PeerCongestion;
@@ -213,8 +213,9 @@ impl Conn {
                 self.input = buffers::take();
             }
             self.input.reserve(READ_BYTES);
-            match rustix::io::read(self.socket.fd(), spare_capacity(&mut self.input)) {
-                Ok(0) => return Err(ConnError::Closed),
+            let room = spare_capacity(&mut self.input);
+            match rustix::net::recv(self.socket.fd(), room, RecvFlags::empty()) {
+                Ok((_, 0)) => return Err(ConnError::Closed),
                 Ok(_) => {
                     if self.input.len() < self.input.capacity() {
                         self.socket.read_short();
@@ -524,7 +525,7 @@ mod buffers {
 #[expect(unsafe_code, reason = "says how much of the spare capacity was read into")]
 fn read_spare(fd: BorrowedFd<'_>, into: &mut Vec<u8>, want: usize) -> Result<usize, Errno> {
     let spare = &mut into.spare_capacity_mut()[..want];
-    let read = rustix::io::read(fd, spare)?.0.len();
+    let read = rustix::net::recv(fd, spare, RecvFlags::empty())?.1;
     // SAFETY: the kernel has written so many bytes behind the vector's end, within its capacity.
     unsafe { into.set_len(into.len() + read) };
     Ok(read)
