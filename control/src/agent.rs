@@ -1,15 +1,15 @@
 //! A storage node's side of the control plane: it joins, beats, leases numbers and learns its peers.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::api::{Beat, Lease, LeaseRequest, NodeInfo, NodeState, Nodes};
+use crate::api::{Beat, Lease, LeaseRequest, NodeInfo, NodeState, NodeView, Nodes};
 use crate::client::{ClientError, Trackers, http_client};
 
 /// Leases kept in hand: uploads go on for so many leases without an ID server.
@@ -280,6 +280,68 @@ pub async fn run_peers(options: AgentOptions, status: Arc<NodeStatus>, peers: Pe
         }
         tokio::time::sleep(options.beat / 2).await;
     }
+}
+
+/// Groups whose nodes are asked for at once.
+const GROUP_QUESTIONS: usize = 256;
+/// How long an answer of the trackers is used.
+const GROUP_AGE: Duration = Duration::from_secs(3);
+
+type GroupQuestion = (u32, oneshot::Sender<Vec<SocketAddr>>);
+
+/// Asks for the nodes of other groups, from any thread. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct OtherGroups(mpsc::Sender<GroupQuestion>);
+
+/// What [`run_groups`] answers.
+#[derive(Debug)]
+pub struct GroupQuestions(mpsc::Receiver<GroupQuestion>);
+
+impl OtherGroups {
+    /// The asking side, and what answers.
+    pub fn channel() -> (Self, GroupQuestions) {
+        let (ask, questions) = mpsc::channel(GROUP_QUESTIONS);
+        (Self(ask), GroupQuestions(questions))
+    }
+
+    /// The nodes of a group that are not offline; none when trackers do not answer, or too many questions wait.
+    pub async fn nodes_of(&self, group: u32) -> Vec<SocketAddr> {
+        let (answer, answered) = oneshot::channel();
+        match self.0.try_send((group, answer)) {
+            Ok(()) => answered.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+/// Answers which nodes other groups have, for ever.
+pub async fn run_groups(options: AgentOptions, mut questions: GroupQuestions) {
+    let trackers = Trackers::new(options.trackers.clone(), options.beat * 2);
+    let mut known: HashMap<u32, (Instant, Vec<SocketAddr>)> = HashMap::new();
+    while let Some((group, answer)) = questions.0.recv().await {
+        known.retain(|_, (asked, _)| asked.elapsed() < GROUP_AGE);
+        let nodes = match known.get(&group) {
+            Some((_, nodes)) => nodes.clone(),
+            None => match trackers.get::<Nodes>(&format!("/-/v1/nodes?group={group}")).await {
+                Ok(nodes) => {
+                    let nodes: Vec<_> = addresses_of(nodes, group).collect();
+                    known.insert(group, (Instant::now(), nodes.clone()));
+                    nodes
+                }
+                Err(error) => {
+                    tracing::debug!(group, %error, "nodes of another group not learnt");
+                    Vec::new()
+                }
+            },
+        };
+        // Whoever asked may be gone.
+        let _ = answer.send(nodes);
+    }
+}
+
+fn addresses_of(nodes: Nodes, group: u32) -> impl Iterator<Item = SocketAddr> {
+    let there = move |view: &NodeView| view.node.group == group && view.state != NodeState::Offline;
+    nodes.nodes.into_iter().filter(there).filter_map(|view| view.node.address.parse().ok())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 mod postgres;
 
 use reel_control::api::GroupSettings;
-use reel_control::catalog::{Catalog, Outcome, Row, Stamp, Write};
+use reel_control::catalog::{Catalog, Held, Outcome, Row, Stamp, Write};
 
 fn stamp(hlc: u64, node: u32) -> Stamp {
     Stamp { hlc, node }
@@ -31,7 +31,7 @@ fn put(name: &str, object: u64, stamp: Stamp) -> Write {
 }
 
 fn done(previous: Option<u64>, stamp: Stamp) -> Outcome {
-    Outcome::Done { previous, stamp }
+    Outcome::Done { previous: previous.map(|object| Held { object, group: 2 }), stamp }
 }
 
 async fn suite(catalog: Catalog, other: Catalog) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use reel_control::agent::{self, AgentOptions, LeasePool, NodeStatus, Peers};
+use reel_control::agent::{self, AgentOptions, LeasePool, NodeStatus, OtherGroups, Peers};
 use reel_control::api::{Groups, NodeInfo, NodeState, PROTOCOL};
 use reel_control::catalog::{CatalogHandle, barrier, run_batches};
 use reel_control::client::{ClientError, Trackers};
@@ -180,6 +180,8 @@ pub fn run_storage(
     handle.spawn(run_batches(catalog_url, batches));
     handle.spawn(agent::run_beats(options.clone(), Arc::clone(&status), Arc::clone(&hurry)));
     handle.spawn(agent::run_leases(options.clone(), Arc::clone(&status), Arc::clone(&leases)));
+    let (other_groups, group_questions) = OtherGroups::channel();
+    handle.spawn(agent::run_groups(options.clone(), group_questions));
     handle.spawn(agent::run_peers(options, Arc::clone(&status), Arc::clone(&peers)));
     handle.spawn(watch(Arc::clone(&status), Arc::clone(&store), Arc::clone(&hurry)));
     let boot = format!("{:x}", boot());
@@ -199,6 +201,7 @@ pub fn run_storage(
         catalog,
         status: Arc::clone(&status),
         peers,
+        other_groups,
         leases,
     });
     let (repairs, damaged) = tokio::sync::mpsc::channel(REPAIRS);

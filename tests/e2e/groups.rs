@@ -143,6 +143,13 @@ fn a_readonly_group_sends_new_files_elsewhere_and_keeps_what_it_has() {
         client(&base, &["put", "--user", "bob", &file])
     };
     assert!(upload("old", 1).status.success());
+    assert!(upload("goes", 4).status.success());
+    let object_of = |name: &str| {
+        let stat = client(&base, &["stat", "--json", &format!("bob/{name}")]);
+        let stat: serde_json::Value = serde_json::from_slice(&stat.stdout).unwrap();
+        format!("/-/v1/objects/{}", stat["object"].as_str().unwrap())
+    };
+    let (old, goes) = (object_of("old"), object_of("goes"));
     let other = in_group_two(&base);
     wait_healthy(&other.address);
     let said = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
@@ -161,14 +168,20 @@ fn a_readonly_group_sends_new_files_elsewhere_and_keeps_what_it_has() {
         assert!(got.status.success(), "{got:?}");
         assert_eq!(std::fs::read(&to).unwrap(), bytes(seed, 5000), "{name}");
     }
-    // Replaced in the other group, of which this node hears nothing: what it remembers of the name is not believed for
-    // longer than the promised 3 s.
+    // Replaced in the other group, which says so; and would it not be heard, what this node remembers of the name is not
+    // believed for longer than the promised 3 s.
     assert!(get(&one.address, "/bob/old").unwrap().body == bytes(1, 5000));
     let read = Instant::now();
     assert!(upload("old", 3).status.success());
     std::thread::sleep(Duration::from_secs(3).saturating_sub(read.elapsed()));
     let answer = get(&one.address, "/bob/old").unwrap();
     assert_eq!((answer.status, answer.field("reel-group")), (421, "2"));
+    assert_eq!(request(&other.address, "DELETE /bob/goes HTTP/1.1", &[]).unwrap().status, 204);
+    for (what, object) in [("replaced", &old), ("deleted", &goes)] {
+        eventually(&format!("its group buries what was {what} elsewhere"), || {
+            (get(&one.address, object).unwrap().status == 404).then_some(())
+        });
+    }
     let unknown = client(&base, &["group", "weight", "9", "50"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("there is no group 9"));

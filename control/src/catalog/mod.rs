@@ -151,13 +151,22 @@ impl Write {
     }
 }
 
+/// An object that a name is, or was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// The object.
+    pub object: u64,
+    /// The group that holds it.
+    pub group: u32,
+}
+
 /// What became of a [`Write`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It took effect. `previous` is the object that lost the name, if one did.
     Done {
         /// The replaced or deleted object.
-        previous: Option<u64>,
+        previous: Option<Held>,
         /// The version the row has now.
         stamp: Stamp,
     },

@@ -10,7 +10,7 @@ use crate::api::GroupSettings;
 
 use super::resolve::{Presence, Present, resolve};
 use super::{
-    CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
+    CatalogError, Held, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
 };
 
 /// Connections of one process.
@@ -67,7 +67,7 @@ impl Postgres {
         keys.dedup();
         let (users, names): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
         let found = sqlx::query(
-            r#"SELECT f."user", f.name, f.object, f.hlc, f.node FROM files f
+            r#"SELECT f."user", f.name, f.object, f.grp, f.hlc, f.node FROM files f
                JOIN unnest($1::text[], $2::text[]) AS k(u, n) ON f."user" = k.u AND f.name = k.n
                ORDER BY f."user", f.name FOR UPDATE OF f"#,
         )
@@ -270,8 +270,10 @@ fn presence_of(
 ) -> Result<(Result<usize, usize>, Present), sqlx::Error> {
     let key = keys.binary_search(&(row.try_get(0)?, row.try_get(1)?));
     let stamp =
-        Stamp { hlc: row.try_get::<i64, _>(3)? as u64, node: row.try_get::<i64, _>(4)? as u32 };
-    Ok((key, Present { stamp, object: row.try_get::<i64, _>(2)? as u64 }))
+        Stamp { hlc: row.try_get::<i64, _>(4)? as u64, node: row.try_get::<i64, _>(5)? as u32 };
+    let held =
+        Held { object: row.try_get::<i64, _>(2)? as u64, group: row.try_get::<i64, _>(3)? as u32 };
+    Ok((key, Present { stamp, held }))
 }
 
 fn row_of(row: &PgRow) -> Result<Row, sqlx::Error> {

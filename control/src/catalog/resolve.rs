@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Outcome, Row, Stamp, Write};
+use super::{Held, Outcome, Row, Stamp, Write};
 
-/// What is there under a name: version, and object (0 for a mark).
+/// What is there under a name: version, and object (0 for a mark) in its group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Present {
     pub(super) stamp: Stamp,
-    pub(super) object: u64,
+    pub(super) held: Held,
 }
 
 /// What is there by (user, name), borrowed from the writes.
@@ -27,7 +27,8 @@ pub(super) fn resolve<'a>(
         let key = write.key();
         let (outcome, row) = decide(present.get(&key).copied(), write);
         if let Some(row) = row {
-            present.insert(key, Present { stamp: row.stamp, object: row.object });
+            let held = Held { object: row.object, group: row.group };
+            present.insert(key, Present { stamp: row.stamp, held });
             changed.insert(key, row);
         }
         outcomes.push(outcome);
@@ -36,12 +37,15 @@ pub(super) fn resolve<'a>(
 }
 
 fn decide(there: Option<Present>, write: &Write) -> (Outcome, Option<Cow<'_, Row>>) {
-    let alive = there.map(|present| present.object).filter(|object| *object != 0);
-    let lost = |present: Present| Outcome::Lost { winner: present.stamp, object: alive };
+    let alive = there.map(|present| present.held).filter(|held| held.object != 0);
+    let lost = |present: Present| {
+        let object = alive.map(|held| held.object);
+        Outcome::Lost { winner: present.stamp, object }
+    };
     match write {
         Write::Put { row, only_new } => match there {
             // The same write again: it has taken effect before.
-            Some(present) if present.stamp == row.stamp && present.object == row.object => {
+            Some(present) if present.stamp == row.stamp && present.held.object == row.object => {
                 (Outcome::Done { previous: None, stamp: row.stamp }, None)
             }
             _ if *only_new && alive.is_some() => (Outcome::Exists, None),
@@ -49,11 +53,11 @@ fn decide(there: Option<Present>, write: &Write) -> (Outcome, Option<Cow<'_, Row
             _ => (Outcome::Done { previous: alive, stamp: row.stamp }, Some(Cow::Borrowed(row))),
         },
         Write::Delete { user, name, stamp } => match (there, alive) {
-            (Some(present), Some(object)) => {
+            (Some(present), Some(held)) => {
                 let above = Stamp { hlc: present.stamp.hlc + 1, node: stamp.node };
                 let stamp = (*stamp).max(above);
                 let mark = Row::mark(user.clone(), name.clone(), stamp);
-                (Outcome::Done { previous: Some(object), stamp }, Some(Cow::Owned(mark)))
+                (Outcome::Done { previous: Some(held), stamp }, Some(Cow::Owned(mark)))
             }
             _ => (Outcome::NotFound, None),
         },
@@ -82,6 +86,10 @@ mod tests {
         Write::Put { row, only_new: false }
     }
 
+    fn held(object: u64) -> Held {
+        Held { object, group: 0 }
+    }
+
     fn mark(hlc: u64, node: u32) -> Write {
         Write::Mark { user: "u".into(), name: "f".into(), stamp: Stamp { hlc, node } }
     }
@@ -104,7 +112,8 @@ mod tests {
                     let (_, rows) = resolve(present.clone(), std::slice::from_ref(write));
                     for row in rows {
                         let key = write.key();
-                        present.insert(key, Present { stamp: row.stamp, object: row.object });
+                        let held = Held { object: row.object, group: row.group };
+                        present.insert(key, Present { stamp: row.stamp, held });
                     }
                 }
                 present
@@ -120,7 +129,7 @@ mod tests {
                 Write::Put { row, .. } => (row.stamp, row.object),
                 Write::Mark { stamp, .. } | Write::Delete { stamp, .. } => (*stamp, 0),
             });
-            let found = end(&writes).values().next().map(|present| (present.stamp, present.object));
+            let found = end(&writes).values().next().map(|present| (present.stamp, present.held.object));
             prop_assert_eq!(found, highest);
         }
     }
@@ -131,7 +140,7 @@ mod tests {
         let (_, rows) = resolve(Presence::new(), &first);
         let there = Presence::from([(
             ("u", "f"),
-            Present { stamp: rows[0].stamp, object: rows[0].object },
+            Present { stamp: rows[0].stamp, held: held(rows[0].object) },
         )]);
         let delete =
             Write::Delete { user: "u".into(), name: "f".into(), stamp: Stamp { hlc: 5, node: 1 } };
@@ -139,7 +148,10 @@ mod tests {
         let (outcomes, rows) = resolve(there, &deletes);
         assert_eq!(
             outcomes,
-            [Outcome::Done { previous: Some(900 << 8 | 2), stamp: Stamp { hlc: 901, node: 1 } }]
+            [Outcome::Done {
+                previous: Some(held(900 << 8 | 2)),
+                stamp: Stamp { hlc: 901, node: 1 }
+            }]
         );
         assert!(rows[0].is_mark());
     }
@@ -150,7 +162,7 @@ mod tests {
         let (outcomes, rows) = resolve(Presence::new(), &twice);
         assert_eq!(
             outcomes[1],
-            Outcome::Done { previous: Some(1 << 8 | 1), stamp: Stamp { hlc: 2, node: 1 } }
+            Outcome::Done { previous: Some(held(1 << 8 | 1)), stamp: Stamp { hlc: 2, node: 1 } }
         );
         assert_eq!(rows.len(), 1);
     }

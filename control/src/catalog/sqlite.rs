@@ -17,7 +17,7 @@ use crate::api::GroupSettings;
 
 use super::resolve::{Presence, Present, resolve};
 use super::{
-    CatalogError, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
+    CatalogError, Held, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
 };
 
 /// Connections for look-ups; writes have one of their own.
@@ -297,14 +297,18 @@ async fn present<'a>(
 ) -> Result<Presence<'a>> {
     let mut present = Presence::new();
     for piece in pieces(keys) {
-        for row in select(transaction, "user, name, object, hlc, node", &piece).await? {
+        for row in select(transaction, "user, name, object, grp, hlc, node", &piece).await? {
             let read = || -> Result<_, sqlx::Error> {
                 let key = keys.binary_search(&(row.try_get(0)?, row.try_get(1)?));
                 let stamp = Stamp {
-                    hlc: row.try_get::<i64, _>(3)? as u64,
-                    node: row.try_get::<i64, _>(4)? as u32,
+                    hlc: row.try_get::<i64, _>(4)? as u64,
+                    node: row.try_get::<i64, _>(5)? as u32,
                 };
-                Ok((key, Present { stamp, object: row.try_get::<i64, _>(2)? as u64 }))
+                let held = Held {
+                    object: row.try_get::<i64, _>(2)? as u64,
+                    group: row.try_get::<i64, _>(3)? as u32,
+                };
+                Ok((key, Present { stamp, held }))
             };
             if let (Ok(at), value) = read().map_err(away)? {
                 present.insert(keys[at], value);

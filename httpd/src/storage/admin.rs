@@ -46,7 +46,7 @@ impl StorageShard {
             }
             Method::Delete => {
                 if let Some(id) = request.path.strip_prefix("/-/v1/objects/") {
-                    return self.bury_moved(conn, request, id).await;
+                    return self.bury_lost(conn, request, id).await;
                 }
             }
             _ => {}

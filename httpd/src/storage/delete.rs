@@ -46,8 +46,12 @@ impl StorageShard {
                 self.names.remove(&user, &name);
                 let version = version_of(stamp);
                 self.node.store.clock().observe(version);
-                if let Some(object) = previous.map(ObjectId::from_u64) {
+                if let Some(held) = previous {
+                    let object = ObjectId::from_u64(held.object);
                     self.write_tombstone(RecordKind::Delete, object, &user, &name, version).await?;
+                    if held.group != self.node.config.group {
+                        self.part_with(held, &user, &name);
+                    }
                 }
                 Ok(())
             }
@@ -145,7 +149,7 @@ impl StorageShard {
                     self.node.epochs.raise(&user, &name);
                     match outcome {
                         Outcome::Done { previous: Some(previous), .. } => {
-                            self.bury(ObjectId::from_u64(previous), &user, &name);
+                            self.part_with(previous, &user, &name);
                         }
                         Outcome::Lost { object: by, winner } if by != Some(object.as_u64()) => {
                             if matches!(write, Write::Put { .. }) {

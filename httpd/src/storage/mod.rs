@@ -3,6 +3,7 @@
 mod admin;
 mod cold;
 mod delete;
+mod elsewhere;
 mod epochs;
 mod following;
 mod get;
@@ -27,7 +28,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use reel_control::agent::{NodeStatus, Peers};
+use reel_control::agent::{NodeStatus, OtherGroups, Peers};
 use reel_control::api::NodeState;
 use reel_control::catalog::CatalogHandle;
 use reel_control::config::{Replication, StorageConfig};
@@ -73,6 +74,7 @@ pub(crate) struct Node {
     pub(crate) epochs: Epochs,
     pub(crate) status: Arc<NodeStatus>,
     pub(crate) peers: Peers,
+    pub(crate) other_groups: OtherGroups,
     pub(crate) leases: Arc<reel_control::agent::LeasePool>,
     pub(crate) acks: Acks,
     pub(crate) following: Following,
@@ -124,6 +126,8 @@ pub(crate) struct StorageShard {
     segments: RefCell<HashMap<SegmentNumber, Weak<Segment>>>,
     /// Bytes of uploads in memory.
     upload_bytes: Cell<u64>,
+    /// Losses that other groups are being told of.
+    telling: Cell<usize>,
     pub(crate) answers: Answers,
     metrics: RequestMetrics,
     received: metrics::Counter,
@@ -148,6 +152,7 @@ impl StorageShard {
             silent: RefCell::default(),
             segments: RefCell::default(),
             upload_bytes: Cell::new(0),
+            telling: Cell::new(0),
             answers: Answers::new(
                 node.config.cors.clone(),
                 node.config.node_header.then(|| node.config.id.to_string()),

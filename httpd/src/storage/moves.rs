@@ -165,8 +165,12 @@ impl StorageShard {
             Ok(Outcome::Done { previous, .. }) => {
                 self.node.store.settled(&stored.segment);
                 self.remember(&row);
-                if let Some(previous) = previous.map(ObjectId::from_u64) {
-                    self.bury_there(previous, &row, from).await;
+                if let Some(previous) = previous {
+                    // Before the answer, so that their readers come here; when nobody there answers, later.
+                    let object = ObjectId::from_u64(previous.object);
+                    if !self.bury_there(object, (&row.user, &row.name), from).await {
+                        self.part_with(previous, &row.user, &row.name);
+                    }
                 }
                 Ok(Moved { moved: true, bytes: row.bytes, why: String::new() })
             }
@@ -182,62 +186,6 @@ impl StorageShard {
                 Err(error.into())
             }
         }
-    }
-
-    /// Asks the group that had a file to bury its object. When none does, their sweep finds it.
-    async fn bury_there(&self, object: ObjectId, row: &Row, from: &[SocketAddr]) {
-        let (user, name) = (names::encode_query(&row.user), names::encode_query(&row.name));
-        for address in from {
-            let head = format!(
-                "DELETE /-/v1/objects/{object}?user={user}&name={name} HTTP/1.1\r\nHost: {address}\r\n\r\n"
-            );
-            match self.upstreams.request(*address, head.as_bytes(), &[], false).await {
-                Ok(response) if response.status == 204 => {
-                    self.upstreams.give_back(response);
-                    return;
-                }
-                Ok(response) => {
-                    tracing::debug!(%object, %address, status = response.status, "old object not buried there");
-                }
-                Err(error) => {
-                    tracing::debug!(%object, %address, %error, "old object not buried there")
-                }
-            }
-        }
-    }
-
-    /// `DELETE /-/v1/objects/{id}?user=U&name=N`: the object that the name was has moved to another group.
-    pub(super) async fn bury_moved(
-        self: &Rc<Self>,
-        conn: &mut Conn,
-        request: &Request,
-        id: &str,
-    ) -> Result<Answered, ConnError> {
-        match self.try_bury_moved(request, id).await {
-            Ok(()) => self.answers.done(conn, request).await,
-            Err(problem) => self.answers.refuse(conn, request, problem).await,
-        }
-    }
-
-    async fn try_bury_moved(self: &Rc<Self>, request: &Request, id: &str) -> Result<(), Problem> {
-        let value = |key| names::decode(query_value(&request.query, key)?).ok();
-        let (Ok(object), Some(user), Some(name)) =
-            (id.parse::<ObjectId>(), value("user"), value("name"))
-        else {
-            let message =
-                "an object id has up to 16 hexadecimal digits; user= and name= are needed";
-            return Err(Problem::new(400, "bad_request", message));
-        };
-        let row = self.node.catalog.lookup(&user, &name).await?;
-        if row.is_some_and(|row| row.object == object.as_u64()) {
-            let message = format!("object {object} is the file {user}/{name}");
-            return Err(Problem::new(409, "in_use", message));
-        }
-        self.node.epochs.raise(&user, &name);
-        self.names.remove(&user, &name);
-        let version = self.node.store.clock().next();
-        self.write_tombstone(RecordKind::Dead, object, &user, &name, version).await?;
-        Ok(())
     }
 }
 

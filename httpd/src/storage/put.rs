@@ -387,7 +387,7 @@ impl StorageShard {
                 self.node.store.settled(&stored.segment);
                 self.remember(&row);
                 if let Some(previous) = previous {
-                    self.bury(ObjectId::from_u64(previous), &upload.user, &upload.name);
+                    self.part_with(previous, &upload.user, &upload.name);
                 }
                 let created = previous.is_none();
                 Ok(Entered::Done(Done { created, degraded, uploaded: uploaded(&row) }))
