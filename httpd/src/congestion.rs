@@ -1,5 +1,5 @@
-//! TCP congestion control, by connection: the system's for clients, another one for what the cluster's machines send one
-//! another (docs/decisions/0017-congestion-control.md).
+//! TCP congestion control, by connection: the system's for clients, another one for what is sent to nodes of the cluster
+//! (docs/decisions/0017-congestion-control.md).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,7 +23,8 @@ impl PeerCongestion {
         Self(name.into())
     }
 
-    /// From now on the socket's bytes go out by it. Where that is not allowed, by one that always is.
+    /// The bytes of a socket that is about to be connected go out by it; where that is not allowed, by one that always is.
+    /// (Afterwards is too late: a connection that bbr has begun goes on to be paced by timers under any other.)
     pub(crate) fn set(&self, socket: impl AsFd) {
         if self.0.is_empty() {
             return;

@@ -14,7 +14,6 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::{SpliceFlags, splice};
 
-use crate::congestion::PeerCongestion;
 use crate::http::body::Decoder;
 use crate::pipes::{PIPE_BYTES, Pipe};
 use crate::reactor::{Socket, TimedOut};
@@ -86,18 +85,21 @@ pub(crate) struct Conn {
     received: u64,
     /// Bytes a second below which a body is given up; 0 for none.
     min_rate: u64,
-    /// The other end is a machine of the cluster.
-    is_peer: bool,
     _slot: Option<Slot>,
 }
 
 impl Conn {
     /// Takes over a connected socket. `stall` is how long a body may go without progress.
     pub(crate) fn new(socket: OwnedFd, stall: Duration) -> Result<Self, ConnError> {
+        Self::on(Socket::adopt(socket)?, stall)
+    }
+
+    /// The same for one that is waited for already.
+    pub(crate) fn on(socket: Socket, stall: Duration) -> Result<Self, ConnError> {
         // Without it small answers wait for acknowledgements of earlier ones.
-        rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+        rustix::net::sockopt::set_tcp_nodelay(socket.fd(), true)?;
         Ok(Self {
-            socket: Socket::adopt(socket)?,
+            socket,
             input: Vec::new(),
             start: 0,
             out: Vec::new(),
@@ -110,7 +112,6 @@ impl Conn {
             passed: 0,
             received: 0,
             min_rate: 0,
-            is_peer: false,
             _slot: None,
         })
     }
@@ -123,13 +124,6 @@ impl Conn {
     /// Says who is at the other end, and how fast that one must be.
     pub(crate) fn of(self, client: IpAddr, min_rate: u64) -> Self {
         Self { client, min_rate, ..self }
-    }
-
-    /// The other end proves to be a machine of the cluster.
-    pub(crate) fn meet_peer(&mut self, congestion: &PeerCongestion) {
-        if !std::mem::replace(&mut self.is_peer, true) {
-            congestion.set(self.socket.fd());
-        }
     }
 
     /// From now on a body may go so long without progress.

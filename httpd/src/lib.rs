@@ -6,6 +6,7 @@
 
 mod access_log;
 mod answer;
+mod balance;
 mod congestion;
 mod conn;
 mod gateway;

@@ -18,6 +18,7 @@ use reel_engine::{FolderOptions, Recovery, SegmentNumber, Store, StoreOptions, n
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
+use crate::balance::{self, Handed, Seat};
 use crate::congestion;
 use crate::gateway::{Gateway, GatewayShard};
 use crate::handover::{self, Counter, Offer, Taken};
@@ -222,10 +223,10 @@ pub fn run_storage(
     }));
     ready(address);
     let mut first = Some(FirstShard { offer: recovery.offer, damaged, questions });
-    let result = run_shards(shards, sockets, |index, sockets| {
+    let result = run_shards(shards, sockets, |index, doors| {
         let (node, stop) = (Arc::clone(&node), stop.clone());
         let first = first.take();
-        move || storage_shard((index, shards), sockets, node, stop, first)
+        move || storage_shard((index, shards), doors, node, stop, first)
     });
     drop(upkeep);
     result
@@ -393,12 +394,18 @@ async fn watch(status: Arc<NodeStatus>, store: Arc<Store>, hurry: Arc<Notify>) {
     }
 }
 
+/// Where a shard's connections come from.
+struct Doors {
+    sockets: Vec<TcpListener>,
+    seat: (Seat, Handed),
+}
+
 /// Runs one thread a shard until all have ended. The sockets are dealt out evenly; there may be another number of them
 /// than of shards after a take-over.
 fn run_shards<F>(
     shards: usize,
     sockets: Vec<TcpListener>,
-    mut shard: impl FnMut(usize, Vec<TcpListener>) -> F,
+    mut shard: impl FnMut(usize, Doors) -> F,
 ) -> Result<(), RunError>
 where
     F: FnOnce() -> Result<(), RunError> + Send + 'static,
@@ -408,8 +415,8 @@ where
         hands[index % shards].push(socket);
     }
     let mut threads = Vec::new();
-    for (index, sockets) in hands.into_iter().enumerate() {
-        let run = shard(index, sockets);
+    for (index, (sockets, seat)) in hands.into_iter().zip(balance::seats(shards)).enumerate() {
+        let run = shard(index, Doors { sockets, seat });
         let thread = std::thread::Builder::new()
             .name(format!("reel-shard-{index}"))
             .spawn(run)
@@ -439,7 +446,7 @@ fn in_runtime<T>(
 
 fn storage_shard(
     place: (usize, usize),
-    sockets: Vec<TcpListener>,
+    doors: Doors,
     node: Arc<Node>,
     stop: Stop,
     first: Option<FirstShard>,
@@ -460,7 +467,8 @@ fn storage_shard(
             monoio::spawn(repair_damaged(Rc::clone(&shard), damaged));
             monoio::spawn(run_sweeps(Rc::clone(&shard)));
         }
-        let result = shard::run(sockets, Rc::new(Rc::clone(&shard)), limits, stop).await;
+        let Doors { sockets, seat } = doors;
+        let result = shard::run(sockets, seat, Rc::new(Rc::clone(&shard)), limits, stop).await;
         shard.writer.stop();
         writing.await;
         result.map_err(io("serve"))
@@ -513,13 +521,14 @@ pub fn run_gateway(
         stopping.stop();
     }));
     ready(address);
-    run_shards(shards, sockets, |index, sockets| {
+    run_shards(shards, sockets, |index, doors| {
         let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
         move || {
             in_runtime((index, shards), async move {
                 let limits = Rc::new(gateway.config.limits.clone());
                 let service = Rc::new(GatewayShard::new(gateway));
-                shard::run(sockets, service, limits, stop).await.map_err(io("serve"))
+                let Doors { sockets, seat } = doors;
+                shard::run(sockets, seat, service, limits, stop).await.map_err(io("serve"))
             })?
         }
     })

@@ -5,13 +5,11 @@
 //! the epoll descriptor together with everything else. Time limits are swept every [`TICK`]: a wait costs
 //! no timer of its own.
 
-#![expect(unsafe_code, reason = "takes over descriptors of the runtime's streams")]
-
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -21,12 +19,15 @@ use rustix::buffer::spare_capacity;
 use rustix::event::EventfdFlags;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, acceptfrom_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, sockopt};
 
+use crate::congestion::PeerCongestion;
 use crate::turns;
 
 /// How exactly time limits are kept.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
+/// A wait for a connection to be made, which is begun again; the caller has a limit of its own.
+const CONNECT_WAIT: Duration = Duration::from_secs(60);
 /// A wait for the next connection, which is begun again and again.
 const ACCEPT_WAIT: Duration = Duration::from_secs(60);
 /// Events taken from the kernel at a time.
@@ -153,12 +154,6 @@ impl Listener {
     }
 }
 
-/// Takes the descriptor out of a stream of the runtime.
-fn owned(stream: TcpStream) -> OwnedFd {
-    // SAFETY: the stream gives its descriptor up; nobody else has it.
-    unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) }
-}
-
 /// Any descriptor can be polled; a stream is what the runtime offers a poll for.
 fn pollable(fd: OwnedFd) -> io::Result<TcpStream> {
     TcpStream::from_std(std::net::TcpStream::from(fd))
@@ -175,9 +170,31 @@ pub(crate) async fn behind_all() {
     reactor.look();
 }
 
-/// Connects through the shard's ring.
-pub(crate) async fn connect(address: SocketAddr) -> io::Result<OwnedFd> {
-    Ok(owned(TcpStream::connect_addr(address).await?))
+/// Connects. `congestion`: what the connection's bytes go out by.
+pub(crate) async fn connect(
+    address: SocketAddr,
+    congestion: &PeerCongestion,
+) -> io::Result<Socket> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    congestion.set(&fd);
+    match rustix::net::connect(&fd, &address) {
+        // It goes on beside (connect(2)).
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let socket = Socket::adopt(fd)?;
+    // Writable when it is connected, or has failed; before that every look finds a connection in the making.
+    loop {
+        socket.filled();
+        if rustix::net::getpeername(socket.fd()).is_ok() {
+            return Ok(socket);
+        }
+        sockopt::socket_error(socket.fd())??;
+        // When the time is over: once more.
+        let _ = socket.writable(CONNECT_WAIT).await;
+    }
 }
 
 /// The sockets of a shard.

@@ -14,8 +14,8 @@ use reel_control::config::LimitsConfig;
 use reel_engine::signal::Signal;
 use rustix::net::{self, sockopt};
 
+use crate::balance::{Accepted, Handed, Seat};
 use crate::congestion;
-
 use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
 use crate::http::request::{self, Framing, Request};
@@ -159,9 +159,9 @@ pub(crate) fn cores() -> usize {
 }
 
 /// Requests in progress and connections of a shard.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Activity {
-    connections: Cell<usize>,
+    seat: Seat,
     /// Connections whose first request has not come yet.
     fresh: Cell<usize>,
     requests: Cell<usize>,
@@ -185,22 +185,32 @@ impl Drop for Counted<'_> {
 }
 
 impl Activity {
-    /// Counts a connection of this address; false, and not counted, when it has as many as it may.
+    fn new(seat: Seat) -> Self {
+        Self {
+            seat,
+            fresh: Cell::default(),
+            requests: Cell::default(),
+            addresses: RefCell::default(),
+        }
+    }
+
+    /// Takes in a connection of this address that its shard has counted; false, and not counted any more, when the address
+    /// has as many as it may.
     fn enter(&self, address: IpAddr, limit: usize) -> bool {
         if limit > 0 {
             let mut addresses = self.addresses.borrow_mut();
             let count = addresses.entry(address).or_default();
             if *count >= limit {
+                self.seat.leave();
                 return false;
             }
             *count += 1;
         }
-        self.connections.set(self.connections.get() + 1);
         true
     }
 
     fn leave(&self, address: IpAddr) {
-        self.connections.set(self.connections.get() - 1);
+        self.seat.leave();
         let mut addresses = self.addresses.borrow_mut();
         if let Some(count) = addresses.get_mut(&address) {
             *count -= 1;
@@ -211,22 +221,25 @@ impl Activity {
     }
 }
 
-/// Accepts at all `listeners` and serves until `stop`, then lets requests in progress end.
+/// Accepts at all `listeners`, and what other shards hand over, and serves until `stop`, then lets requests in progress end.
 pub(crate) async fn run<S: Service>(
     listeners: Vec<TcpListener>,
+    (seat, mut handed): (Seat, Handed),
     service: Rc<S>,
     limits: Rc<LimitsConfig>,
     stop: Stop,
 ) -> io::Result<()> {
     let listeners =
         listeners.into_iter().map(Listener::adopt).collect::<io::Result<Vec<Listener>>>()?;
-    let activity = Rc::new(Activity::default());
+    let activity = Rc::new(Activity::new(seat.clone()));
     monoio::spawn({
         let service = Rc::clone(&service);
+        let open = metrics::gauge!("reel_shard_connections", "shard" => seat.index().to_string());
         async move {
             loop {
                 monoio::time::sleep(tally::FLUSH).await;
                 service.flush_metrics();
+                open.set(seat.open() as f64);
             }
         }
     });
@@ -238,24 +251,30 @@ pub(crate) async fn run<S: Service>(
         open: metrics::gauge!("reel_connections"),
         refused: metrics::counter!("reel_connections_refused_total", "reason" => "per_address"),
         failed: metrics::counter!("reel_accept_errors_total"),
+        handed: metrics::counter!("reel_connections_handed_total"),
     };
     let accepting = listeners.iter().map(|listener| door.accept_all(listener));
     monoio::select! {
         _ = futures_util::future::join_all(accepting) => {}
+        () = door.admit_all(&mut handed) => {}
         () = door.stop.stopped() => {}
     }
     // Connections that the kernel has made for this process would be reset with the socket.
     for listener in listeners {
-        while let Ok(Some((socket, from))) = listener.accept_now() {
-            door.admit(socket, from);
+        while let Ok(Some(accepted)) = listener.accept_now() {
+            door.admit(door.activity.seat.keep(accepted));
         }
     }
-    let Door { activity, limits, .. } = door;
+    let (activity, limits) = (Rc::clone(&door.activity), Rc::clone(&door.limits));
     let (now, grace) = (Instant::now(), limits.stop_grace.0);
     let (fresh_deadline, deadline) = (now + grace.min(FRESH_GRACE), now + grace);
     loop {
         // Those just admitted begin with the next turn of the loop.
         monoio::time::sleep(Duration::from_millis(10)).await;
+        // Handed over before the other shard heard of the stop.
+        while let Ok(accepted) = handed.try_recv() {
+            door.admit(accepted);
+        }
         let now = Instant::now();
         let is_awaited = activity.fresh.get() > 0 && now < fresh_deadline;
         if !is_awaited && (activity.requests.get() == 0 || now >= deadline) {
@@ -277,6 +296,7 @@ struct Door<S> {
     open: metrics::Gauge,
     refused: metrics::Counter,
     failed: metrics::Counter,
+    handed: metrics::Counter,
 }
 
 impl<S: Service> Door<S> {
@@ -284,13 +304,16 @@ impl<S: Service> Door<S> {
     async fn accept_all(&self, listener: &Listener) {
         let mut accepted = 0usize;
         loop {
-            if self.activity.connections.get() >= self.limits.connections {
+            if self.activity.seat.open() >= self.limits.connections {
                 monoio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
             match listener.accept().await {
-                Ok((socket, from)) => {
-                    self.admit(socket, from);
+                Ok(one) => {
+                    match self.activity.seat.place(one) {
+                        Some(here) => self.admit(here),
+                        None => self.handed.increment(1),
+                    }
                     accepted += 1;
                     if accepted.is_multiple_of(ACCEPTED_AT_ONCE) {
                         reactor::behind_all().await;
@@ -305,8 +328,17 @@ impl<S: Service> Door<S> {
         }
     }
 
-    /// Serves a connection, if its address may have one more.
-    fn admit(&self, socket: OwnedFd, from: IpAddr) {
+    /// Serves what other shards hand over. For ever.
+    async fn admit_all(&self, handed: &mut Handed) {
+        while let Some(accepted) = handed.recv().await {
+            self.admit(accepted);
+        }
+        // The other shards have gone.
+        std::future::pending().await
+    }
+
+    /// Serves a connection that is counted, if its address may have one more.
+    fn admit(&self, (socket, from): Accepted) {
         if !self.activity.enter(from, self.limits.per_address) {
             self.refused.increment(1);
             return;

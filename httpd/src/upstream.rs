@@ -161,12 +161,8 @@ impl Upstreams {
     /// A fresh connection.
     pub(crate) async fn connect(&self, address: SocketAddr) -> Result<Conn, ConnError> {
         let slot = self.slot(address).await?;
-        match monoio::time::timeout(CONNECT, reactor::connect(address)).await {
-            Ok(socket) => {
-                let socket = socket?;
-                self.congestion.set(&socket);
-                Ok(Conn::new(socket, STALL)?.in_slot(slot))
-            }
+        match monoio::time::timeout(CONNECT, reactor::connect(address, &self.congestion)).await {
+            Ok(socket) => Ok(Conn::on(socket?, STALL)?.in_slot(slot)),
             Err(_) => Err(ConnError::Stalled),
         }
     }

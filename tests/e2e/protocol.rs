@@ -286,6 +286,33 @@ fn what_is_configured_or_asked_for_stands_in_the_head() {
     assert_eq!(answer.field("content-disposition"), "attachment; filename*=UTF-8\'\'a%20b%2Emp4");
 }
 
+/// The kernel alone deals 40 connections out so evenly in one of three cases.
+#[test]
+fn connections_are_spread_evenly_over_shards() {
+    let base = crate::harness::Base::start();
+    let node = base.storage(101, "node", "");
+    let open = || {
+        let text = String::from_utf8(get(&node.address, "/-/metrics").unwrap().body).unwrap();
+        let shards = text.lines().filter(|line| line.starts_with("reel_shard_connections{"));
+        shards.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect::<Vec<u64>>()
+    };
+    for round in 0..5 {
+        let streams: Vec<_> =
+            (0..40).map(|_| std::net::TcpStream::connect(&node.address).unwrap()).collect();
+        // Others come and go meanwhile: trackers, and whoever asks for the metrics.
+        let spread = crate::harness::eventually("all connections are counted", || {
+            let open = open();
+            (open.iter().sum::<u64>() >= streams.len() as u64).then_some(open)
+        });
+        assert_eq!(spread.len(), 2);
+        assert!(spread.iter().all(|open| *open >= 18), "round {round}: {spread:?}");
+        drop(streams);
+        crate::harness::eventually("they are gone", || {
+            (open().iter().sum::<u64>() < 20).then_some(())
+        });
+    }
+}
+
 #[test]
 fn what_is_not_in_the_page_cache_is_read_past_it() {
     let base = crate::harness::Base::start();

@@ -68,7 +68,7 @@ impl Default for LimitsConfig {
 pub struct TcpConfig {
     /// Congestion control of answers to clients; the system's when empty.
     pub congestion: String,
-    /// The same for what the cluster's machines send one another; the system's when empty.
+    /// The same for what is sent on connections to nodes of the cluster; the system's when empty.
     pub peer_congestion: String,
 }
 

@@ -215,7 +215,6 @@ impl StorageShard {
         };
         if let Some(node) = number_of(request, "node").and_then(|node| u32::try_from(node).ok()) {
             self.node.acks.record(node, number, from);
-            conn.meet_peer(&self.congestion);
         }
         let length = portion.range.end - portion.range.start;
         let mut head = self.answers.head(200, request);

@@ -113,7 +113,6 @@ pub(crate) struct StorageShard {
     pub(crate) writer: Writer,
     pub(crate) stage: CatalogStage,
     pub(crate) upstreams: Upstreams,
-    pub(crate) congestion: PeerCongestion,
     names: NameCache,
     hot: hot::HotAnswers,
     cold: Rc<cold::Cold>,
@@ -142,8 +141,7 @@ impl StorageShard {
         Rc::new(Self {
             writer: Writer::new(Arc::clone(&node.store)),
             stage: CatalogStage::new(node.catalog.clone()),
-            upstreams: Upstreams::new(PEER_IDLE, PEER_CONNECTIONS, congestion.clone()),
-            congestion,
+            upstreams: Upstreams::new(PEER_IDLE, PEER_CONNECTIONS, congestion),
             names: NameCache::new(&node.config),
             hot: hot::HotAnswers::new(node.config.body_cache.0 as usize),
             cold: cold::Cold::new(Arc::clone(&node.store), node.config.cold_buffers.0),
