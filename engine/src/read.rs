@@ -104,6 +104,11 @@ impl Unit {
         self.start + self.length
     }
 
+    /// CRC-32 of its bytes.
+    pub(crate) fn crc(&self) -> u32 {
+        self.crc
+    }
+
     /// Whether it was checked since the segment was opened: its bytes in the page cache may be sent.
     pub fn is_checked(&self, segment: &Segment) -> bool {
         segment.is_checked(self.index as usize)

@@ -16,7 +16,7 @@ use reel_engine::disk::RealDisk;
 use reel_engine::disk::sim::Rng;
 use reel_engine::format::record::RecordKind;
 use reel_engine::solo::SoloUpload;
-use reel_engine::upkeep::{Finding, fsck};
+use reel_engine::upkeep::{Damage, Finding, fsck};
 use reel_engine::{
     Draft, FolderOptions, ObjectId, SegmentNumber, Store, StoreOptions, Writer, read,
 };
@@ -233,8 +233,41 @@ fn a_damaged_payload_is_repaired_with_the_right_bytes_only() {
     let report = reel_engine::upkeep::scrub_segment(&store, object.segment(), &mut |_| {}).unwrap();
     let named: Vec<_> = report.findings.iter().map(Finding::object_id).collect();
     assert_eq!(named, [Some(*object)]);
-    assert!(store.repair(*object, &bytes[..expected.len()]).is_err(), "other bytes are refused");
-    assert!(store.repair(*object, expected).unwrap());
+    let damage = Damage::found(&report.findings[0]).unwrap();
+    assert_eq!(store.damaged_part(damage).unwrap(), Some(0..expected.len() as u64));
+    let refused = store.repair(*object, 0, &bytes[..expected.len()]);
+    assert!(refused.is_err(), "other bytes are refused");
+    assert!(store.repair(*object, 0, &expected[1..]).is_err(), "a part of it is refused");
+    assert!(store.repair(*object, 0, expected).unwrap());
+    assert_eq!(store.damaged_part(damage).unwrap(), None, "it is whole");
     let report = reel_engine::upkeep::scrub_segment(&store, object.segment(), &mut |_| {}).unwrap();
     assert_eq!(report.findings, []);
+}
+
+#[test]
+fn a_damaged_block_of_a_large_object_is_repaired_alone() {
+    const BLOCK: u64 = 256 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let (objects, _) = make(dir.path());
+    let (object, expected) = objects.iter().find(|(_, bytes)| bytes.len() > 300_000).unwrap();
+    let (store, _) = Store::open(options(dir.path())).unwrap();
+    let segment = store.segment_blocking(object.segment()).unwrap();
+    let located = segment.locate(object.slot()).unwrap();
+    let path = segment.path().to_owned();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[(located.offset + BLOCK + 77) as usize] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let report = reel_engine::upkeep::scrub_segment(&store, object.segment(), &mut |_| {}).unwrap();
+    let damage = Damage::found(&report.findings[0]).unwrap();
+    let part = store.damaged_part(damage).unwrap().unwrap();
+    assert_eq!(part, BLOCK..expected.len() as u64);
+    let met = reel_engine::read::bring_in(&segment, 0, &located, 0..located.length).unwrap_err();
+    assert_eq!(Damage::met(&met), Some(damage), "a reader meets the same");
+    let right = &expected[part.start as usize..part.end as usize];
+    assert!(store.repair(*object, 0, right).is_err(), "the bytes of another block");
+    assert!(store.repair(*object, located.length + 5, right).is_err(), "behind its end");
+    assert!(store.repair(*object, part.start, right).unwrap());
+    let report = reel_engine::upkeep::scrub_segment(&store, object.segment(), &mut |_| {}).unwrap();
+    assert_eq!(report.findings, []);
+    reel_engine::read::bring_in(&segment, 0, &located, 0..located.length).unwrap();
 }

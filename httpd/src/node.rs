@@ -13,7 +13,7 @@ use reel_control::client::{ClientError, Trackers};
 use reel_control::config::{AccessLogConfig, HttpConfig, Replication, StorageConfig};
 use reel_engine::disk::{DiskPool, SharedDisk};
 use reel_engine::follow::{Acks, Copying};
-use reel_engine::upkeep::{Finding, Upkeep, UpkeepOptions};
+use reel_engine::upkeep::{Damage, Finding, Upkeep, UpkeepOptions};
 use reel_engine::{FolderOptions, Recovery, SegmentNumber, Store, StoreOptions, node_folder};
 use tokio::sync::Notify;
 
@@ -186,6 +186,7 @@ pub fn run_storage(
     handle.spawn(agent::run_peers(options, Arc::clone(&status), Arc::clone(&peers)));
     handle.spawn(watch(Arc::clone(&status), Arc::clone(&store), Arc::clone(&hurry)));
     let boot = format!("{:x}", boot());
+    let (repairs, damaged) = tokio::sync::mpsc::channel(REPAIRS);
     let node = Arc::new(Node {
         epochs: match config.replication {
             Replication::Pull => Epochs::new(),
@@ -203,11 +204,11 @@ pub fn run_storage(
         status: Arc::clone(&status),
         peers,
         other_groups,
+        repairs,
         leases,
     });
-    let (repairs, damaged) = tokio::sync::mpsc::channel(REPAIRS);
     let (asks, questions) = tokio::sync::mpsc::channel(1);
-    let upkeep = start_upkeep(&node, repairs, asks)?;
+    let upkeep = start_upkeep(&node, asks)?;
     let stop = Stop::default();
     let (stopping, stopped, hurried) = (stop.clone(), Arc::clone(&node), Arc::clone(&hurry));
     stopper(Box::new(move || {
@@ -252,23 +253,24 @@ struct FirstShard {
     /// Segments whose records are offered to the catalog again.
     offer: Vec<SegmentNumber>,
     /// Damaged objects that the scrub found.
-    damaged: tokio::sync::mpsc::Receiver<Finding>,
+    damaged: tokio::sync::mpsc::Receiver<Damage>,
     /// Whether all of the group hold a segment.
     questions: tokio::sync::mpsc::Receiver<HoldQuestion>,
 }
 
 fn start_upkeep(
     node: &Node,
-    repairs: tokio::sync::mpsc::Sender<Finding>,
     asks: tokio::sync::mpsc::Sender<HoldQuestion>,
 ) -> Result<Upkeep, RunError> {
     let config = &node.config.upkeep;
-    let is_shared = node.is_shared();
+    let (is_shared, repairs) = (node.is_shared(), node.repairs.clone());
     let options = UpkeepOptions {
         share: f64::from(config.share) / 100.0,
         scrub_every: config.scrub_every.0,
         repair: Some(Arc::new(move |finding: &Finding| {
-            if repairs.try_send(finding.clone()).is_err() {
+            if let Some(damage) = Damage::found(finding)
+                && repairs.try_send(damage).is_err()
+            {
                 tracing::warn!(%finding, "too many damaged objects wait; the next scrub finds it again");
             }
         })),

@@ -313,47 +313,67 @@ fn the_sweep_buries_what_no_row_names_and_nothing_else() {
 
 #[test]
 fn what_the_scrub_finds_damaged_is_repaired_from_a_peer() {
-    if !nodes_keep_copies("what_the_scrub_finds_damaged_is_repaired_from_a_peer") {
+    let name = "what_the_scrub_finds_damaged_is_repaired_from_a_peer";
+    damaged_objects_are_repaired(name, "scrub_every = \"1 s\"\nshare = 100\n", |_| {});
+}
+
+#[test]
+fn what_a_reader_finds_damaged_is_repaired_from_a_peer() {
+    let name = "what_a_reader_finds_damaged_is_repaired_from_a_peer";
+    damaged_objects_are_repaired(name, "", |node| {
+        // Of the small one nobody notices anything: the peer's bytes are sent.
+        assert_eq!(get(node, "/ann/small").unwrap().body, bytes(1, 9_000));
+        // The large one breaks off in the middle: what has been sent is right.
+        assert!(get(node, "/ann/large").is_err());
+    });
+}
+
+/// A byte of a small object and one in the middle of a large one are damaged at the first of two nodes; `find` lets it be
+/// found.
+fn damaged_objects_are_repaired(test: &str, upkeep: &str, find: impl Fn(&str)) {
+    if !nodes_keep_copies(test) {
         return;
     }
     let base = Base::start();
-    let more = "[storage.upkeep]\nscrub_every = \"1 s\"\nshare = 100\n";
-    let config = base.storage_config(101, "first", more);
+    let more = format!("[storage.upkeep]\n{upkeep}");
+    let config = base.storage_config(101, "first", &more);
     let first = Role::start("storage", base.dir.path(), &config).unwrap();
     let second = base.storage(102, "second", "");
     wait_healthy(&first.address);
-    let mut objects = Vec::new();
-    for index in 0..20 {
-        let answer = put(&first.address, &name(index), &bytes(index, 9_000)).unwrap();
-        objects.push(answer.json()["object"].as_str().unwrap().to_owned());
-    }
-    for (index, object) in objects.iter().enumerate() {
+    let files = [("/ann/small", bytes(1, 9_000)), ("/ann/large", bytes(2, 1_500_000))];
+    for (name, body) in &files {
+        let answer = put(&first.address, name, body).unwrap();
+        let object = answer.json()["object"].as_str().unwrap().to_owned();
         eventually("the peer has a copy", || {
             let answer = get(&second.address, &format!("/-/v1/objects/{object}")).unwrap();
-            (answer.status == 200 && answer.body == bytes(index as u64, 9_000)).then_some(())
+            (answer.status == 200 && answer.body == *body).then_some(())
         });
     }
     crate::harness::signal(first.pid(), rustix::process::Signal::TERM);
     let data = base.dir.path().join("first");
     let fsck = || reel().arg("fsck").arg(&data).output().unwrap().status.success();
     eventually("the folder is free, and clean", || fsck().then_some(()));
-    let wanted = bytes(5, 9_000);
-    let damaged = walk(&data).into_iter().find_map(|path| {
-        let content = std::fs::read(&path).unwrap();
-        let at = content.windows(wanted.len()).position(|window| window == wanted)?;
-        Some((path, content, at))
-    });
-    let (path, mut content, at) = damaged.unwrap();
-    content[at + 4_321] ^= 0x10;
-    std::fs::write(&path, &content).unwrap();
+    for ((_, body), byte) in files.iter().zip([4_321, 700_000]) {
+        let damaged = walk(&data).into_iter().find_map(|path| {
+            let content = std::fs::read(&path).unwrap();
+            let at = content.windows(5_000).position(|window| window == &body[..5_000])?;
+            Some((path, content, at))
+        });
+        let (path, mut content, at) = damaged.unwrap();
+        content[at + byte] ^= 0x10;
+        std::fs::write(&path, &content).unwrap();
+    }
     assert!(!fsck());
     let first = Role::start("storage", base.dir.path(), &config).unwrap();
     wait_healthy(&first.address);
-    eventually("it is repaired", || {
+    find(&first.address);
+    eventually("they are repaired", || {
         let metrics = String::from_utf8(get(&first.address, "/-/metrics").unwrap().body).unwrap();
-        metrics.contains("reel_repaired_objects_total 1").then_some(())
+        metrics.contains("reel_repaired_objects_total 2").then_some(())
     });
-    assert_eq!(get(&first.address, &name(5)).unwrap().body, wanted);
+    for (name, body) in &files {
+        assert!(get(&first.address, name).unwrap().body == *body);
+    }
     crate::harness::signal(first.pid(), rustix::process::Signal::TERM);
     eventually("the folder is free, and clean again", || fsck().then_some(()));
 }

@@ -5,6 +5,7 @@ pub(crate) mod check;
 mod compact;
 mod fsck;
 mod reader;
+mod repair;
 mod scrub;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use parking_lot::{Condvar, Mutex};
 pub use check::{Expect, Finding, FindingKind, Report, check_segment};
 pub use compact::{Compaction, Step};
 pub use fsck::{Checked, fsck, repair_tables};
+pub use repair::Damage;
 pub use scrub::{scrub_segment, scrub_superblocks};
 
 use crate::error::{Error, Result};

@@ -6,8 +6,7 @@ use super::check::{Expect, Finding, FindingKind, Report, check_segment};
 use crate::disk::{SyncPoint, Volume};
 use crate::error::{Error, Result};
 use crate::format::superblock::Superblock;
-use crate::format::table::SlotState;
-use crate::id::{ObjectId, SegmentNumber};
+use crate::id::SegmentNumber;
 use crate::store::{Folder, Store};
 
 /// Judges one sealed segment of an open store, at its own disk's speed unless `pace` takes its time. An
@@ -108,39 +107,5 @@ impl Store {
             }
             _ => Ok(false),
         }
-    }
-
-    /// Puts a payload that a peer supplied in the place of a damaged one. Blocking. True when the
-    /// object is whole now; false when it is not here (any more).
-    ///
-    /// # Errors
-    /// [`Error::DamagedObject`] when the supplied bytes are not the object's; I/O errors.
-    pub fn repair(&self, object: ObjectId, payload: &[u8]) -> Result<bool> {
-        let segment = match self.segment_blocking(object.segment()) {
-            Ok(segment) => segment,
-            Err(Error::NoSegment(_)) => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let Some(entry) = segment
-            .table()
-            .and_then(|table| table.get(object.slot()))
-            .filter(|entry| entry.state == SlotState::Object && !entry.dead)
-        else {
-            return Ok(false);
-        };
-        let offset = entry.offset + u64::from(entry.head_len);
-        if payload.len() as u64 != u64::from(entry.payload_len)
-            || crc32fast::hash(payload) != entry.payload_crc
-        {
-            return Err(segment.damaged_object(object.slot(), offset));
-        }
-        let index = segment.folder();
-        let written = self.volume(index).open_write(segment.path()).and_then(|file| {
-            file.write_all_at(payload, offset)?;
-            file.sync(SyncPoint::Repair)
-        });
-        written.map_err(|error| self.note_failure(index, error))?;
-        metrics::counter!("reel_repaired_objects_total").increment(1);
-        Ok(true)
     }
 }

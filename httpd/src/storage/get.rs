@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use reel_control::api::NodeState;
 use reel_control::catalog::CatalogError;
 use reel_control::names;
+use reel_engine::upkeep::Damage;
 use reel_engine::{Error, Located, ObjectId, Place, Segment, read};
 
 use super::epochs::NameHash;
@@ -205,10 +206,15 @@ impl StorageShard {
         }
     }
 
-    fn note_unreadable(&self, object: ObjectId, error: &Error) {
+    /// An object cannot be read here. What is damaged is repaired, beside.
+    pub(super) fn note_unreadable(&self, object: ObjectId, error: &Error) {
         // A silent disk was named when it became so.
         if !matches!(error, Error::Silent { .. }) {
             self.damaged.increment(1);
+            if let Some(damage) = Damage::met(error) {
+                // When too many wait, the scrub finds it.
+                let _ = self.node.repairs.try_send(damage);
+            }
             tracing::error!(%error, %object, "object cannot be read here; asking the peers");
         }
     }

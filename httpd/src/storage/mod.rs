@@ -34,7 +34,10 @@ use reel_control::catalog::CatalogHandle;
 use reel_control::config::{Replication, StorageConfig};
 use reel_engine::disk::SharedDisk;
 use reel_engine::follow::{Acks, Copying};
+use reel_engine::upkeep::Damage;
 use reel_engine::{Place, Segment, SegmentNumber, Store, Writer};
+
+use tokio::sync::mpsc::Sender;
 
 pub(crate) use epochs::Epochs;
 pub(crate) use following::Following;
@@ -75,6 +78,8 @@ pub(crate) struct Node {
     pub(crate) status: Arc<NodeStatus>,
     pub(crate) peers: Peers,
     pub(crate) other_groups: OtherGroups,
+    /// What is damaged here, for [`repair_damaged`].
+    pub(crate) repairs: Sender<Damage>,
     pub(crate) leases: Arc<reel_control::agent::LeasePool>,
     pub(crate) acks: Acks,
     pub(crate) following: Following,

@@ -1,43 +1,71 @@
-//! Objects that the scrub found damaged are fetched from a peer and put in place.
+//! What the scrub or a reader found damaged is fetched from a peer and put in place: a small object whole, of a large one the
+//! damaged block.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use reel_engine::ObjectId;
-use reel_engine::upkeep::Finding;
+use reel_engine::upkeep::Damage;
+use reel_engine::{Error, ObjectId};
 use tokio::sync::mpsc::Receiver;
 
 use super::StorageShard;
+use crate::conn::ConnError;
 
-/// The largest payload that is repaired in memory; larger ones lie in segments of their own.
+/// The largest part that is fetched: a packed object ([`reel_control::config::StorageConfig::solo_bytes`] is less), or a block.
 const LARGEST: usize = 16 << 20;
 
 /// Repairs what comes, for ever.
-pub(crate) async fn repair_damaged(shard: Rc<StorageShard>, mut damaged: Receiver<Finding>) {
-    while let Some(finding) = damaged.recv().await {
-        let Some(object) = finding.object_id() else { continue };
-        if repair(&shard, object).await {
-            tracing::info!(%object, "damaged object repaired from a peer");
-        } else {
-            tracing::error!(%finding, "damaged object: no peer has supplied it");
+pub(crate) async fn repair_damaged(shard: Rc<StorageShard>, mut damaged: Receiver<Damage>) {
+    while let Some(damage) = damaged.recv().await {
+        let Damage { object, offset } = damage;
+        match repair(&shard, damage).await {
+            Ok(true) => tracing::info!(%object, offset, "damaged object repaired from a peer"),
+            // Many readers may have met the same.
+            Ok(false) => tracing::debug!(%object, offset, "nothing to repair any more"),
+            Err(error) => {
+                tracing::error!(%object, offset, %error, "damaged object: no peer has supplied it")
+            }
         }
     }
 }
 
-async fn repair(shard: &Rc<StorageShard>, object: ObjectId) -> bool {
+async fn repair(shard: &Rc<StorageShard>, damage: Damage) -> Result<bool, Error> {
+    let (store, object) = (Arc::clone(&shard.node.store), damage.object);
+    let part = shard.node.store.pool().run(move || store.damaged_part(damage)).await?;
+    let Some(part) = part else { return Ok(false) };
+    let mut last = Error::NoSegment(object.segment());
     for address in shard.peer_addresses() {
-        let Ok(mut response) = shard.ask_object(address, object).await else { continue };
-        if response.status != 200 {
-            shard.upstreams.give_back(response);
-            continue;
-        }
-        let Ok(payload) = response.read_all(LARGEST).await else { continue };
-        shard.upstreams.give_back(response);
-        let store = Arc::clone(&shard.node.store);
-        match shard.node.store.pool().run(move || store.repair(object, &payload)).await {
-            Ok(repaired) => return repaired,
-            Err(error) => tracing::warn!(%object, peer = %address, %error, "not repaired"),
+        let Ok(bytes) = fetch(shard, address, object, &part).await else { continue };
+        let (store, start) = (Arc::clone(&shard.node.store), part.start);
+        match shard.node.store.pool().run(move || store.repair(object, start, &bytes)).await {
+            Ok(repaired) => return Ok(repaired),
+            Err(error) => {
+                tracing::warn!(%object, peer = %address, %error, "not repaired");
+                last = error;
+            }
         }
     }
-    false
+    Err(last)
+}
+
+/// A part of an object's bytes from a peer.
+async fn fetch(
+    shard: &StorageShard,
+    address: std::net::SocketAddr,
+    object: ObjectId,
+    part: &Range<u64>,
+) -> Result<Vec<u8>, ConnError> {
+    let (first, last) = (part.start, part.end.saturating_sub(1));
+    let head = format!(
+        "GET /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\nRange: bytes={first}-{last}\r\n\r\n"
+    );
+    let mut response = shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
+    let status = response.status;
+    let bytes = response.read_all(LARGEST).await?;
+    shard.upstreams.give_back(response);
+    match status {
+        206 => Ok(bytes),
+        status => Err(ConnError::Io(std::io::Error::other(format!("the peer answers {status}")))),
+    }
 }
