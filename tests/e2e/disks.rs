@@ -328,6 +328,35 @@ fn what_a_reader_finds_damaged_is_repaired_from_a_peer() {
     });
 }
 
+/// What an operator does with a large object whose own head is damaged.
+#[test]
+fn a_segment_whose_file_was_removed_is_copied_anew() {
+    if !nodes_keep_copies("a_segment_whose_file_was_removed_is_copied_anew") {
+        return;
+    }
+    let base = Base::start();
+    let config = base.storage_config(101, "first", "ack = 2");
+    let first = Role::start("storage", base.dir.path(), &config).unwrap();
+    let _second = base.storage(102, "second", "");
+    wait_healthy(&first.address);
+    let answer = eventually("both nodes take it", || {
+        put(&first.address, "/ann/large", &bytes(2, 1_500_000)).ok().filter(|it| it.status < 300)
+    });
+    let json = answer.json();
+    let file = base.dir.path().join("first").join(json["path"].as_str().unwrap());
+    crate::harness::signal(first.pid(), rustix::process::Signal::TERM);
+    let fsck = || reel().arg("fsck").arg(base.dir.path().join("first")).output().unwrap();
+    eventually("the folder is free", || fsck().status.success().then_some(()));
+    std::fs::remove_file(&file).unwrap();
+    let first = Role::start("storage", base.dir.path(), &config).unwrap();
+    wait_healthy(&first.address);
+    let object = format!("/-/v1/objects/{}", json["object"].as_str().unwrap());
+    eventually("it is here again", || {
+        let answer = get(&first.address, &object).unwrap();
+        (answer.status == 200 && answer.body == bytes(2, 1_500_000)).then_some(())
+    });
+}
+
 /// A byte of a small object and one in the middle of a large one are damaged at the first of two nodes; `find` lets it be
 /// found.
 fn damaged_objects_are_repaired(test: &str, upkeep: &str, find: impl Fn(&str)) {
