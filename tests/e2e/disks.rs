@@ -328,14 +328,30 @@ fn what_a_reader_finds_damaged_is_repaired_from_a_peer() {
     });
 }
 
-/// What an operator does with a large object whose own head is damaged.
 #[test]
 fn a_segment_whose_file_was_removed_is_copied_anew() {
-    if !nodes_keep_copies("a_segment_whose_file_was_removed_is_copied_anew") {
+    let name = "a_segment_whose_file_was_removed_is_copied_anew";
+    a_lost_copy_comes_back(name, "", |file| std::fs::remove_file(file).unwrap());
+}
+
+#[test]
+fn a_copy_that_cannot_be_opened_is_set_aside_and_copied_anew() {
+    let name = "a_copy_that_cannot_be_opened_is_set_aside_and_copied_anew";
+    let upkeep = "\n[storage.upkeep]\ncompare_every = \"1 s\"\n";
+    a_lost_copy_comes_back(name, upkeep, |file| {
+        let mut content = std::fs::read(file).unwrap();
+        content[4_100] ^= 1;
+        std::fs::write(file, content).unwrap();
+    });
+}
+
+/// The file of a large object is spoilt at the first of two nodes.
+fn a_lost_copy_comes_back(test: &str, more: &str, spoil: impl Fn(&Path)) {
+    if !nodes_keep_copies(test) {
         return;
     }
     let base = Base::start();
-    let config = base.storage_config(101, "first", "ack = 2");
+    let config = base.storage_config(101, "first", &format!("ack = 2{more}"));
     let first = Role::start("storage", base.dir.path(), &config).unwrap();
     let _second = base.storage(102, "second", "");
     wait_healthy(&first.address);
@@ -343,11 +359,14 @@ fn a_segment_whose_file_was_removed_is_copied_anew() {
         put(&first.address, "/ann/large", &bytes(2, 1_500_000)).ok().filter(|it| it.status < 300)
     });
     let json = answer.json();
-    let file = base.dir.path().join("first").join(json["path"].as_str().unwrap());
+    let data = base.dir.path().join("first");
+    let file = data.join(json["path"].as_str().unwrap());
     crate::harness::signal(first.pid(), rustix::process::Signal::TERM);
-    let fsck = || reel().arg("fsck").arg(base.dir.path().join("first")).output().unwrap();
-    eventually("the folder is free", || fsck().status.success().then_some(()));
-    std::fs::remove_file(&file).unwrap();
+    let fsck = || reel().arg("fsck").arg(&data).output().unwrap().status.success();
+    eventually("the folder is free", || fsck().then_some(()));
+    let before = std::fs::read(&file).unwrap();
+    spoil(&file);
+    let spoilt = std::fs::read(&file).ok();
     let first = Role::start("storage", base.dir.path(), &config).unwrap();
     wait_healthy(&first.address);
     let object = format!("/-/v1/objects/{}", json["object"].as_str().unwrap());
@@ -355,6 +374,10 @@ fn a_segment_whose_file_was_removed_is_copied_anew() {
         let answer = get(&first.address, &object).unwrap();
         (answer.status == 200 && answer.body == bytes(2, 1_500_000)).then_some(())
     });
+    assert!(std::fs::read(&file).unwrap() == before);
+    assert!(std::fs::read(file.with_added_extension("damaged")).ok() == spoilt);
+    crate::harness::signal(first.pid(), rustix::process::Signal::TERM);
+    eventually("the folder is free, and clean", || fsck().then_some(()));
 }
 
 /// A byte of a small object and one in the middle of a large one are damaged at the first of two nodes; `find` lets it be

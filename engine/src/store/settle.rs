@@ -213,6 +213,27 @@ impl Store {
         self.remove_files(number, folder, 0)
     }
 
+    /// Sets a sealed segment aside whose file cannot be opened, so that it can be copied anew from a peer. The file stays
+    /// beside, as `….seg.damaged`, for whoever wants to read what can be read. Blocking.
+    ///
+    /// # Errors
+    /// I/O errors; it is where it was then.
+    pub fn set_aside(&self, number: SegmentNumber) -> Result<()> {
+        let Some(index) = self.folder_of(number) else { return Ok(()) };
+        if self.is_marked(number) {
+            return Ok(());
+        }
+        let folder = self.folder(index);
+        let path = folder.path.join(number.path());
+        self.known.write().remove(&number);
+        self.handles.remove(number);
+        self.candidates.lock().remove(&number);
+        folder.volume.rename(&path, &path.with_added_extension("damaged")).map_err(|error| {
+            self.known.write().insert(number, index);
+            self.note_failure(index, error)
+        })
+    }
+
     /// Leaves a damaged segment where it is, unused.
     pub(crate) fn leave_out(&self, number: SegmentNumber) {
         self.known.write().remove(&number);

@@ -162,7 +162,17 @@ impl Comparison {
             self.followers.list_anew();
             return Ok(());
         }
-        let ours = self.shard.node.store.pool().run(move || store.slots_of(number)).await?;
+        let ours = match self.shard.node.store.pool().run(move || store.slots_of(number)).await {
+            Err(error @ Error::Damaged { .. }) => {
+                tracing::error!(segment = %number, peer = peer.id, %error, "a copy cannot be opened: it is set aside, and copied anew");
+                let store = Arc::clone(&self.shard.node.store);
+                self.shard.node.store.pool().run(move || store.set_aside(number)).await?;
+                compared.missing += 1;
+                self.followers.list_anew();
+                return Ok(());
+            }
+            ours => ours?,
+        };
         let difference = Difference::between(&ours, &theirs);
         for slots in difference.dead.chunks(BATCH) {
             self.bury(peer, number, slots.to_vec(), compared).await?;
