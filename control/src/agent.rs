@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::api::{Beat, Lease, LeaseRequest, NodeInfo, NodeState, NodeView, Nodes};
+use crate::api::{Beat, Lease, LeaseRequest, NodeInfo, NodeState, Nodes};
 use crate::client::{ClientError, Trackers, http_client};
 
 /// Leases kept in hand: uploads go on for so many leases without an ID server.
@@ -262,19 +262,8 @@ pub async fn run_peers(options: AgentOptions, status: Arc<NodeStatus>, peers: Pe
     loop {
         match trackers.get::<Nodes>(&path).await {
             Ok(nodes) => {
-                let found = nodes
-                    .nodes
-                    .into_iter()
-                    .filter(|view| {
-                        // A tracker of an earlier version gives all.
-                        view.node.group == status.info.group && view.node.id != status.info.id
-                    })
-                    .filter_map(|view| {
-                        let address = view.node.address.parse().ok()?;
-                        Some(Peer { id: view.node.id, address, state: view.state })
-                    })
-                    .collect();
-                *peers.write() = Some(found);
+                let members = members_of(nodes, status.info.group);
+                *peers.write() = Some(members.filter(|peer| peer.id != status.info.id).collect());
             }
             Err(error) => tracing::debug!(%error, "peers not learnt"),
         }
@@ -324,7 +313,9 @@ pub async fn run_groups(options: AgentOptions, mut questions: GroupQuestions) {
             Some((_, nodes)) => nodes.clone(),
             None => match trackers.get::<Nodes>(&format!("/-/v1/nodes?group={group}")).await {
                 Ok(nodes) => {
-                    let nodes: Vec<_> = addresses_of(nodes, group).collect();
+                    let living = |peer: &Peer| peer.state != NodeState::Offline;
+                    let members = members_of(nodes, group).filter(living);
+                    let nodes: Vec<_> = members.map(|peer| peer.address).collect();
                     known.insert(group, (Instant::now(), nodes.clone()));
                     nodes
                 }
@@ -339,9 +330,13 @@ pub async fn run_groups(options: AgentOptions, mut questions: GroupQuestions) {
     }
 }
 
-fn addresses_of(nodes: Nodes, group: u32) -> impl Iterator<Item = SocketAddr> {
-    let there = move |view: &NodeView| view.node.group == group && view.state != NodeState::Offline;
-    nodes.nodes.into_iter().filter(there).filter_map(|view| view.node.address.parse().ok())
+/// The nodes of a group. (A tracker of an earlier version gives those of all.)
+fn members_of(nodes: Nodes, group: u32) -> impl Iterator<Item = Peer> {
+    let members = nodes.nodes.into_iter().filter(move |view| view.node.group == group);
+    members.filter_map(|view| {
+        let address = view.node.address.parse().ok()?;
+        Some(Peer { id: view.node.id, address, state: view.state })
+    })
 }
 
 #[cfg(test)]

@@ -18,12 +18,12 @@ use reel_engine::{FolderOptions, Recovery, SegmentNumber, Store, StoreOptions, n
 use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
-use crate::balance::{self, Handed, Seat};
+use crate::balance;
 use crate::congestion;
 use crate::gateway::{Gateway, GatewayShard};
 use crate::handover::{self, Counter, Offer, Taken};
 use crate::replicate::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers, run_shared};
-use crate::shard::{self, Stop};
+use crate::shard::{self, Doors, Stop};
 use crate::side::Side;
 use crate::storage::{
     Epochs, Following, Node, StorageShard, offer_again, repair_damaged, run_sweeps,
@@ -252,7 +252,7 @@ fn open_access_log(config: &AccessLogConfig) -> Result<Option<Arc<AccessLog>>, R
 struct FirstShard {
     /// Segments whose records are offered to the catalog again.
     offer: Vec<SegmentNumber>,
-    /// Damaged objects that the scrub found.
+    /// Damaged objects that the scrub found, or a reader.
     damaged: tokio::sync::mpsc::Receiver<Damage>,
     /// Whether all of the group hold a segment.
     questions: tokio::sync::mpsc::Receiver<HoldQuestion>,
@@ -396,12 +396,6 @@ async fn watch(status: Arc<NodeStatus>, store: Arc<Store>, hurry: Arc<Notify>) {
     }
 }
 
-/// Where a shard's connections come from.
-struct Doors {
-    sockets: Vec<TcpListener>,
-    seat: (Seat, Handed),
-}
-
 /// Runs one thread a shard until all have ended. The sockets are dealt out evenly; there may be another number of them
 /// than of shards after a take-over.
 fn run_shards<F>(
@@ -417,8 +411,9 @@ where
         hands[index % shards].push(socket);
     }
     let mut threads = Vec::new();
-    for (index, (sockets, seat)) in hands.into_iter().zip(balance::seats(shards)).enumerate() {
-        let run = shard(index, Doors { sockets, seat });
+    for (listeners, (seat, handed)) in hands.into_iter().zip(balance::seats(shards)) {
+        let index = seat.index();
+        let run = shard(index, Doors { listeners, seat, handed });
         let thread = std::thread::Builder::new()
             .name(format!("reel-shard-{index}"))
             .spawn(run)
@@ -469,8 +464,7 @@ fn storage_shard(
             monoio::spawn(repair_damaged(Rc::clone(&shard), damaged));
             monoio::spawn(run_sweeps(Rc::clone(&shard)));
         }
-        let Doors { sockets, seat } = doors;
-        let result = shard::run(sockets, seat, Rc::new(Rc::clone(&shard)), limits, stop).await;
+        let result = shard::run(doors, Rc::new(Rc::clone(&shard)), limits, stop).await;
         shard.writer.stop();
         writing.await;
         result.map_err(io("serve"))
@@ -529,8 +523,7 @@ pub fn run_gateway(
             in_runtime((index, shards), async move {
                 let limits = Rc::new(gateway.config.limits.clone());
                 let service = Rc::new(GatewayShard::new(gateway));
-                let Doors { sockets, seat } = doors;
-                shard::run(sockets, seat, service, limits, stop).await.map_err(io("serve"))
+                shard::run(doors, service, limits, stop).await.map_err(io("serve"))
             })?
         }
     })

@@ -26,10 +26,8 @@ use crate::turns;
 
 /// How exactly time limits are kept.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
-/// A wait for a connection to be made, which is begun again; the caller has a limit of its own.
-const CONNECT_WAIT: Duration = Duration::from_secs(60);
-/// A wait for the next connection, which is begun again and again.
-const ACCEPT_WAIT: Duration = Duration::from_secs(60);
+/// A wait for a connection, the next one or one in the making, which is begun again and again.
+const CONNECTION_WAIT: Duration = Duration::from_secs(60);
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 256;
 
@@ -128,7 +126,7 @@ impl Listener {
                 return Ok(accepted);
             }
             // When the time is over: once more.
-            let _ = self.0.readable(ACCEPT_WAIT).await;
+            let _ = self.0.readable(CONNECTION_WAIT).await;
         }
     }
 
@@ -170,14 +168,19 @@ pub(crate) async fn behind_all() {
     reactor.look();
 }
 
+/// A new socket for a connection from or to `address`.
+pub(crate) fn stream_socket(address: SocketAddr, flags: SocketFlags) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let flags = flags | SocketFlags::CLOEXEC;
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
 /// Connects. `congestion`: what the connection's bytes go out by.
 pub(crate) async fn connect(
     address: SocketAddr,
     congestion: &PeerCongestion,
 ) -> io::Result<Socket> {
-    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    let fd = stream_socket(address, SocketFlags::NONBLOCK)?;
     congestion.set(&fd);
     match rustix::net::connect(&fd, &address) {
         // It goes on beside (connect(2)).
@@ -192,8 +195,8 @@ pub(crate) async fn connect(
             return Ok(socket);
         }
         sockopt::socket_error(socket.fd())??;
-        // When the time is over: once more.
-        let _ = socket.writable(CONNECT_WAIT).await;
+        // When the time is over: once more. (The caller has a limit of its own.)
+        let _ = socket.writable(CONNECTION_WAIT).await;
     }
 }
 

@@ -117,10 +117,7 @@ impl DateCache {
 /// A listening socket that shares its port with the other shards'. Its connections' bytes go out by `congestion`, when that is
 /// not empty.
 pub(crate) fn listen(address: SocketAddr, congestion: &str) -> io::Result<TcpListener> {
-    let family =
-        if address.is_ipv6() { net::AddressFamily::INET6 } else { net::AddressFamily::INET };
-    let socket =
-        net::socket_with(family, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)?;
+    let socket = reactor::stream_socket(address, net::SocketFlags::empty())?;
     sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     congestion::set_for_clients(&socket, congestion)?;
@@ -221,10 +218,16 @@ impl Activity {
     }
 }
 
-/// Accepts at all `listeners`, and what other shards hand over, and serves until `stop`, then lets requests in progress end.
+/// Where a shard's connections come from.
+pub(crate) struct Doors {
+    pub(crate) listeners: Vec<TcpListener>,
+    pub(crate) seat: Seat,
+    pub(crate) handed: Handed,
+}
+
+/// Accepts at all doors and serves until `stop`, then lets requests in progress end.
 pub(crate) async fn run<S: Service>(
-    listeners: Vec<TcpListener>,
-    (seat, mut handed): (Seat, Handed),
+    Doors { listeners, seat, mut handed }: Doors,
     service: Rc<S>,
     limits: Rc<LimitsConfig>,
     stop: Stop,
@@ -265,7 +268,7 @@ pub(crate) async fn run<S: Service>(
             door.admit(door.activity.seat.keep(accepted));
         }
     }
-    let (activity, limits) = (Rc::clone(&door.activity), Rc::clone(&door.limits));
+    let Door { activity, limits, .. } = &door;
     let (now, grace) = (Instant::now(), limits.stop_grace.0);
     let (fresh_deadline, deadline) = (now + grace.min(FRESH_GRACE), now + grace);
     loop {

@@ -12,6 +12,12 @@ pub(super) struct Present {
     pub(super) held: Held,
 }
 
+impl Present {
+    fn of(row: &Row) -> Self {
+        Self { stamp: row.stamp, held: Held { object: row.object, group: row.group } }
+    }
+}
+
 /// What is there by (user, name), borrowed from the writes.
 pub(super) type Presence<'a> = HashMap<(&'a str, &'a str), Present>;
 
@@ -27,8 +33,7 @@ pub(super) fn resolve<'a>(
         let key = write.key();
         let (outcome, row) = decide(present.get(&key).copied(), write);
         if let Some(row) = row {
-            let held = Held { object: row.object, group: row.group };
-            present.insert(key, Present { stamp: row.stamp, held });
+            present.insert(key, Present::of(&row));
             changed.insert(key, row);
         }
         outcomes.push(outcome);
@@ -112,8 +117,7 @@ mod tests {
                     let (_, rows) = resolve(present.clone(), std::slice::from_ref(write));
                     for row in rows {
                         let key = write.key();
-                        let held = Held { object: row.object, group: row.group };
-                        present.insert(key, Present { stamp: row.stamp, held });
+                        present.insert(key, Present::of(&row));
                     }
                 }
                 present
@@ -138,10 +142,7 @@ mod tests {
     fn a_clients_delete_beats_a_row_from_a_faster_clock() {
         let first = [put(900, 2)];
         let (_, rows) = resolve(Presence::new(), &first);
-        let there = Presence::from([(
-            ("u", "f"),
-            Present { stamp: rows[0].stamp, held: held(rows[0].object) },
-        )]);
+        let there = Presence::from([(("u", "f"), Present::of(&rows[0]))]);
         let delete =
             Write::Delete { user: "u".into(), name: "f".into(), stamp: Stamp { hlc: 5, node: 1 } };
         let deletes = [delete];

@@ -206,15 +206,19 @@ impl StorageShard {
         }
     }
 
-    /// An object cannot be read here. What is damaged is repaired, beside.
-    pub(super) fn note_unreadable(&self, object: ObjectId, error: &Error) {
+    /// Counts what cannot be read; what is damaged of it is repaired, beside.
+    pub(super) fn note_damaged(&self, error: &Error) {
+        self.damaged.increment(1);
+        if let Some(damage) = Damage::met(error) {
+            // When too many wait, the scrub finds it.
+            let _ = self.node.repairs.try_send(damage);
+        }
+    }
+
+    fn note_unreadable(&self, object: ObjectId, error: &Error) {
         // A silent disk was named when it became so.
         if !matches!(error, Error::Silent { .. }) {
-            self.damaged.increment(1);
-            if let Some(damage) = Damage::met(error) {
-                // When too many wait, the scrub finds it.
-                let _ = self.node.repairs.try_send(damage);
-            }
+            self.note_damaged(error);
             tracing::error!(%error, %object, "object cannot be read here; asking the peers");
         }
     }
@@ -461,8 +465,12 @@ impl StorageShard {
         &self,
         address: SocketAddr,
         object: ObjectId,
+        part: Option<&Range<u64>>,
     ) -> Result<Response, ConnError> {
-        let head = format!("GET /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        let range = part.map_or_else(String::new, |part| {
+            format!("Range: bytes={}-{}\r\n", part.start, part.end.saturating_sub(1))
+        });
+        let head = format!("GET /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\n{range}\r\n");
         self.upstreams.request(address, head.as_bytes(), &[], false).await
     }
 

@@ -77,7 +77,7 @@ impl StorageShard {
         let failed = |error: ConnError| {
             Problem::new(503, "no_node", format!("node {address}: object {object}: {error}"))
         };
-        let mut response = self.ask_object(address, object).await.map_err(failed)?;
+        let mut response = self.ask_object(address, object, None).await.map_err(failed)?;
         if response.status != 200 || response.remaining() != row.bytes {
             let message = format!(
                 "node {address} answers {} with {} bytes for object {object} of {} bytes",

@@ -56,11 +56,7 @@ async fn fetch(
     object: ObjectId,
     part: &Range<u64>,
 ) -> Result<Vec<u8>, ConnError> {
-    let (first, last) = (part.start, part.end.saturating_sub(1));
-    let head = format!(
-        "GET /-/v1/objects/{object} HTTP/1.1\r\nHost: {address}\r\nRange: bytes={first}-{last}\r\n\r\n"
-    );
-    let mut response = shard.upstreams.request(address, head.as_bytes(), &[], false).await?;
+    let mut response = shard.ask_object(address, object, Some(part)).await?;
     let status = response.status;
     let bytes = response.read_all(LARGEST).await?;
     shard.upstreams.give_back(response);

@@ -163,7 +163,7 @@ impl Source<'_> {
         sent.map_err(|error| match error {
             Here::Conn(error) => error,
             Here::Damaged(error) => {
-                self.shard.note_unreadable(ObjectId::from_u64(self.object), &error);
+                self.shard.note_damaged(&error);
                 tracing::error!(%error, "damaged object; the answer is broken off");
                 ConnError::Closed
             }
