@@ -36,7 +36,8 @@ def main():
     parser.add_argument("--begin", type=int, default=8000)
     parser.add_argument("--end", type=int, default=19500)
     parser.add_argument("--step", type=int, default=1000)
-    parser.add_argument("--hold", type=int, default=10)
+    # An overload of a tenth shows as a stall after 20 s: that long a backlog takes to grow to the time of a piece.
+    parser.add_argument("--hold", type=int, default=30, help="seconds that each number of viewers is held")
     parser.add_argument("--piece", type=int, default=500_000, help="bytes every 2 s")
     args = parser.parse_args()
     need("nginx", "taskset", "curl", REEL, BENCH)

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::access_log::AccessLog;
 use crate::balance;
-use crate::congestion;
+use crate::congestion::Congestion;
 use crate::gateway::{Gateway, GatewayShard};
 use crate::handover::{self, Counter, Offer, Taken};
 use crate::replicate::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers, run_shared};
@@ -91,7 +91,7 @@ pub struct Common {
 fn listeners(
     address: SocketAddr,
     shards: usize,
-    congestion: &str,
+    congestion: Option<&Congestion>,
 ) -> Result<(Vec<TcpListener>, SocketAddr), RunError> {
     if shard::is_taken(address) {
         return Err(RunError::AddressInUse(address));
@@ -113,7 +113,7 @@ fn listeners(
 fn take_sockets(
     address: SocketAddr,
     shards: usize,
-    congestion: &str,
+    congestion: &Congestion,
 ) -> Result<Option<Taken>, RunError> {
     let mut taken = handover::take(address)
         .map_err(io(format!("take over the sockets of the server at {address}")))?;
@@ -122,10 +122,10 @@ fn take_sockets(
         Some(Taken { sockets, .. }) => {
             let failed = |source| RunError::Io { what: format!("listen on {address}"), source };
             for socket in sockets.iter() {
-                congestion::set_for_clients(socket, congestion).map_err(failed)?;
+                congestion.set_listening(socket).map_err(failed)?;
             }
             while sockets.len() < shards {
-                sockets.push(shard::listen(address, congestion).map_err(failed)?);
+                sockets.push(shard::listen(address, Some(congestion)).map_err(failed)?);
             }
         }
     }
@@ -142,7 +142,7 @@ fn open_counter(address: SocketAddr) -> Option<Counter> {
 /// One listening socket, for a control-plane server. Its port may be shared with a socket that
 /// only keeps it (`reel up`), never with another server.
 pub fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
-    let (sockets, _) = listeners(address, 1, "")?;
+    let (sockets, _) = listeners(address, 1, None)?;
     let socket = sockets.into_iter().next().ok_or(RunError::AddressInUse(address))?;
     socket.set_nonblocking(true).map_err(io("set up the socket"))?;
     Ok(socket)
@@ -157,7 +157,8 @@ pub fn run_storage(
     stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
 ) -> Result<(), RunError> {
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
-    let (sockets, address) = listeners(config.listen, shards, &config.tcp.congestion)?;
+    let congestion = Congestion::new(&config.tcp).map_err(io("congestion control"))?;
+    let (sockets, address) = listeners(config.listen, shards, Some(&congestion))?;
     let access_log = open_access_log(&config.access_log)?;
     let leases = Arc::new(LeasePool::default());
     let volume = (config.replication == Replication::Shared).then(SharedDisk::default);
@@ -196,6 +197,7 @@ pub fn run_storage(
         following: Following::new(),
         copying: Copying::default(),
         access_log,
+        congestion: congestion.clone(),
         boot,
         config,
         store,
@@ -224,7 +226,7 @@ pub fn run_storage(
     }));
     ready(address);
     let mut first = Some(FirstShard { offer: recovery.offer, damaged, questions });
-    let result = run_shards(shards, sockets, |index, doors| {
+    let result = run_shards(shards, sockets, &congestion, |index, doors| {
         let (node, stop) = (Arc::clone(&node), stop.clone());
         let first = first.take();
         move || storage_shard((index, shards), doors, node, stop, first)
@@ -401,6 +403,7 @@ async fn watch(status: Arc<NodeStatus>, store: Arc<Store>, hurry: Arc<Notify>) {
 fn run_shards<F>(
     shards: usize,
     sockets: Vec<TcpListener>,
+    congestion: &Congestion,
     mut shard: impl FnMut(usize, Doors) -> F,
 ) -> Result<(), RunError>
 where
@@ -413,7 +416,7 @@ where
     let mut threads = Vec::new();
     for (listeners, (seat, handed)) in hands.into_iter().zip(balance::seats(shards)) {
         let index = seat.index();
-        let run = shard(index, Doors { listeners, seat, handed });
+        let run = shard(index, Doors { listeners, seat, handed, congestion: congestion.clone() });
         let thread = std::thread::Builder::new()
             .name(format!("reel-shard-{index}"))
             .spawn(run)
@@ -482,12 +485,12 @@ pub fn run_gateway(
     stopper: impl FnOnce(Box<dyn Fn() + Send + Sync>),
 ) -> Result<(), RunError> {
     let shards = config.shards.map_or_else(shard::cores, |shards| shards.max(1) as usize);
-    let taken =
-        if take_over { take_sockets(config.listen, shards, &config.tcp.congestion)? } else { None };
+    let congestion = Congestion::new(&config.tcp).map_err(io("congestion control"))?;
+    let taken = if take_over { take_sockets(config.listen, shards, &congestion)? } else { None };
     let (counter, sockets, address) = match taken {
         Some(Taken { counter, sockets }) => (Some(counter), sockets, config.listen),
         None => {
-            let (sockets, address) = listeners(config.listen, shards, &config.tcp.congestion)?;
+            let (sockets, address) = listeners(config.listen, shards, Some(&congestion))?;
             (open_counter(address), sockets, address)
         }
     };
@@ -499,6 +502,7 @@ pub fn run_gateway(
     }
     let gateway = Arc::new(Gateway {
         access_log: open_access_log(&config.access_log)?,
+        congestion: congestion.clone(),
         boot: boot(),
         requests: AtomicU64::new(0),
         config,
@@ -517,7 +521,7 @@ pub fn run_gateway(
         stopping.stop();
     }));
     ready(address);
-    run_shards(shards, sockets, |index, doors| {
+    run_shards(shards, sockets, &congestion, |index, doors| {
         let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
         move || {
             in_runtime((index, shards), async move {

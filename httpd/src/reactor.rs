@@ -21,7 +21,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, sockopt};
 
-use crate::congestion::PeerCongestion;
+use crate::congestion::Congestion;
 use crate::turns;
 
 /// How exactly time limits are kept.
@@ -176,12 +176,9 @@ pub(crate) fn stream_socket(address: SocketAddr, flags: SocketFlags) -> io::Resu
 }
 
 /// Connects. `congestion`: what the connection's bytes go out by.
-pub(crate) async fn connect(
-    address: SocketAddr,
-    congestion: &PeerCongestion,
-) -> io::Result<Socket> {
+pub(crate) async fn connect(address: SocketAddr, congestion: &Congestion) -> io::Result<Socket> {
     let fd = stream_socket(address, SocketFlags::NONBLOCK)?;
-    congestion.set(&fd);
+    congestion.set_connecting(&fd)?;
     match rustix::net::connect(&fd, &address) {
         // It goes on beside (connect(2)).
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}

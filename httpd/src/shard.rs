@@ -15,7 +15,7 @@ use reel_engine::signal::Signal;
 use rustix::net::{self, sockopt};
 
 use crate::balance::{Accepted, Handed, Seat};
-use crate::congestion;
+use crate::congestion::Congestion;
 use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
 use crate::http::request::{self, Framing, Request};
@@ -114,13 +114,18 @@ impl DateCache {
     }
 }
 
-/// A listening socket that shares its port with the other shards'. Its connections' bytes go out by `congestion`, when that is
-/// not empty.
-pub(crate) fn listen(address: SocketAddr, congestion: &str) -> io::Result<TcpListener> {
+/// A listening socket that shares its port with the other shards'; its connections begin with what `congestion` says, or
+/// with the system's.
+pub(crate) fn listen(
+    address: SocketAddr,
+    congestion: Option<&Congestion>,
+) -> io::Result<TcpListener> {
     let socket = reactor::stream_socket(address, net::SocketFlags::empty())?;
     sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    congestion::set_for_clients(&socket, congestion)?;
+    if let Some(congestion) = congestion {
+        congestion.set_listening(&socket)?;
+    }
     net::bind(&socket, &address)?;
     net::listen(&socket, BACKLOG)?;
     Ok(TcpListener::from(socket))
@@ -223,11 +228,12 @@ pub(crate) struct Doors {
     pub(crate) listeners: Vec<TcpListener>,
     pub(crate) seat: Seat,
     pub(crate) handed: Handed,
+    pub(crate) congestion: Congestion,
 }
 
 /// Accepts at all doors and serves until `stop`, then lets requests in progress end.
 pub(crate) async fn run<S: Service>(
-    Doors { listeners, seat, mut handed }: Doors,
+    Doors { listeners, seat, mut handed, congestion }: Doors,
     service: Rc<S>,
     limits: Rc<LimitsConfig>,
     stop: Stop,
@@ -251,6 +257,7 @@ pub(crate) async fn run<S: Service>(
         limits,
         stop,
         activity,
+        congestion,
         open: metrics::gauge!("reel_connections"),
         refused: metrics::counter!("reel_connections_refused_total", "reason" => "per_address"),
         failed: metrics::counter!("reel_accept_errors_total"),
@@ -296,6 +303,7 @@ struct Door<S> {
     limits: Rc<LimitsConfig>,
     stop: Stop,
     activity: Rc<Activity>,
+    congestion: Congestion,
     open: metrics::Gauge,
     refused: metrics::Counter,
     failed: metrics::Counter,
@@ -342,6 +350,7 @@ impl<S: Service> Door<S> {
 
     /// Serves a connection that is counted, if its address may have one more.
     fn admit(&self, (socket, from): Accepted) {
+        self.congestion.set_accepted(&socket, from);
         if !self.activity.enter(from, self.limits.per_address) {
             self.refused.increment(1);
             return;

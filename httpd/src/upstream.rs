@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::congestion::PeerCongestion;
+use crate::congestion::Congestion;
 use crate::reactor;
 
 use crate::conn::{Conn, ConnError};
@@ -33,7 +33,7 @@ pub(crate) struct Upstreams {
     keep: usize,
     open: RefCell<HashMap<SocketAddr, Rc<Cell<usize>>>>,
     limit: usize,
-    congestion: PeerCongestion,
+    congestion: Congestion,
 }
 
 /// A connection's place among those to its node.
@@ -94,7 +94,7 @@ impl Response {
 
 impl Upstreams {
     /// Has at most `limit` connections to a node, and keeps at most `keep` idle ones.
-    pub(crate) fn new(keep: usize, limit: usize, congestion: PeerCongestion) -> Self {
+    pub(crate) fn new(keep: usize, limit: usize, congestion: Congestion) -> Self {
         Self { idle: RefCell::default(), keep, open: RefCell::default(), limit, congestion }
     }
 

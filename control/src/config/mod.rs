@@ -14,7 +14,7 @@ mod units;
 pub use error::ConfigError;
 use error::{bad, find_key};
 pub use http::{HttpConfig, HttpMode};
-pub use serving::{AccessLogConfig, CorsConfig, LimitsConfig};
+pub use serving::{AccessLogConfig, CorsConfig, LimitsConfig, TcpConfig};
 pub use storage::{
     Ack, AckDegraded, CacheRule, DataFolders, Replication, StorageConfig, UpkeepConfig,
 };

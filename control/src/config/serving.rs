@@ -66,15 +66,17 @@ impl Default for LimitsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TcpConfig {
-    /// Congestion control of answers to clients; the system's when empty.
+    /// Congestion control of answers to all clients; when empty [`Self::near_congestion`] for near ones, the system's for
+    /// others.
     pub congestion: String,
-    /// The same for what is sent on connections to nodes of the cluster; the system's when empty.
-    pub peer_congestion: String,
+    /// The same for what is near: nodes of the cluster, and clients whose address is not routed in the internet; the
+    /// system's when empty.
+    pub near_congestion: String,
 }
 
 impl Default for TcpConfig {
     fn default() -> Self {
-        Self { congestion: String::new(), peer_congestion: "cubic".to_owned() }
+        Self { congestion: String::new(), near_congestion: "cubic".to_owned() }
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 
 use crate::access_log::AccessLog;
 use crate::answer::{Answers, Problem};
-use crate::congestion::PeerCongestion;
+use crate::congestion::Congestion;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
 use crate::pipes::Pipe;
@@ -46,6 +46,7 @@ const COPY_BYTES: u64 = 64 * 1024;
 pub(crate) struct Gateway {
     pub(crate) config: HttpConfig,
     pub(crate) access_log: Option<Arc<AccessLog>>,
+    pub(crate) congestion: Congestion,
     /// Tells this process's request ids from others'.
     pub(crate) boot: u64,
     /// Requests that were given an id.
@@ -135,7 +136,7 @@ impl GatewayShard {
             upstreams: Upstreams::new(
                 gateway.config.idle_per_node,
                 gateway.config.connections_per_node.max(1),
-                PeerCongestion::new(&gateway.config.tcp.peer_congestion),
+                gateway.congestion.clone(),
             ),
             addresses: AddressCache::new(gateway.config.address_age.0),
             answers: Answers::new(gateway.config.cors.clone(), None),

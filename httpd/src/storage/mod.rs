@@ -49,7 +49,7 @@ pub use sweep::{Verdict, judge};
 
 use crate::access_log::AccessLog;
 use crate::answer::Answers;
-use crate::congestion::PeerCongestion;
+use crate::congestion::Congestion;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
 use crate::shard::{Answered, Service};
@@ -85,6 +85,7 @@ pub(crate) struct Node {
     pub(crate) following: Following,
     pub(crate) copying: Copying,
     pub(crate) access_log: Option<Arc<AccessLog>>,
+    pub(crate) congestion: Congestion,
     /// Tells two lives of a node apart for followers.
     pub(crate) boot: String,
 }
@@ -142,7 +143,7 @@ pub(crate) struct StorageShard {
 impl StorageShard {
     /// A shard on the current thread; its writer and catalog stage still have to be spawned.
     pub(crate) fn new(node: Arc<Node>) -> Rc<Self> {
-        let congestion = PeerCongestion::new(&node.config.tcp.peer_congestion);
+        let congestion = node.congestion.clone();
         Rc::new(Self {
             writer: Writer::new(Arc::clone(&node.store)),
             stage: CatalogStage::new(node.catalog.clone()),
