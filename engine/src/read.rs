@@ -55,20 +55,35 @@ pub async fn ensure_checked(
     located: &Located,
     range: Range<u64>,
 ) -> Result<()> {
-    let Some(units) = unchecked(segment, slot, range) else { return Ok(()) };
+    if is_checked(segment, slot, located, &range) {
+        return Ok(());
+    }
     let (segment, located) = (Arc::clone(segment), *located);
-    store.pool().run(move || check(&segment, slot, &located, units)).await
+    let check = move || {
+        let wanted = units(&segment, slot, &located, range);
+        check(&segment, slot, &located, wanted.filter(|unit| !unit.is_checked(&segment)))
+    };
+    store.pool().run(check).await
 }
 
-/// The units of `range` that have to be checked: a packed segment's unit is the slot, a solo one's
-/// the block.
-fn unchecked(segment: &Segment, slot: u16, range: Range<u64>) -> Option<Range<u64>> {
-    let units = match segment.block_crcs() {
-        None => u64::from(slot)..u64::from(slot) + 1,
-        Some(_) => range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES),
-    };
-    let first = units.clone().find(|unit| !segment.is_checked(*unit as usize))?;
-    Some(first..units.end)
+/// Whether the payload bytes in `range` were checked since the segment was opened.
+pub fn is_checked(segment: &Segment, slot: u16, located: &Located, range: &Range<u64>) -> bool {
+    units(segment, slot, located, range.clone()).all(|unit| unit.is_checked(segment))
+}
+
+/// The units that hold the payload bytes in `range`.
+fn units(
+    segment: &Segment,
+    slot: u16,
+    located: &Located,
+    range: Range<u64>,
+) -> impl Iterator<Item = Unit> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let unit = (at < range.end).then(|| Unit::at(segment, slot, located, at))?;
+        at = unit.end();
+        Some(unit)
+    })
 }
 
 /// What is checked at once: a packed object, or a block of a large one.
@@ -141,38 +156,20 @@ impl Unit {
 /// # Errors
 /// [`crate::Error::DamagedObject`], I/O errors.
 pub fn bring_in(segment: &Segment, slot: u16, located: &Located, range: Range<u64>) -> Result<()> {
+    check(segment, slot, located, units(segment, slot, located, range))
+}
+
+fn check(
+    segment: &Segment,
+    slot: u16,
+    located: &Located,
+    units: impl Iterator<Item = Unit>,
+) -> Result<()> {
     let mut buffer = Vec::new();
-    let mut at = range.start;
-    while at < range.end {
-        let unit = Unit::at(segment, slot, located, at);
+    for unit in units {
         buffer.resize(unit.length as usize, 0);
         segment.file().read_exact_at(&mut buffer, located.offset + unit.start)?;
         unit.verify(segment, slot, located, &buffer)?;
-        at = unit.end();
-    }
-    Ok(())
-}
-
-fn check(segment: &Segment, slot: u16, located: &Located, units: Range<u64>) -> Result<()> {
-    let mut buffer = Vec::new();
-    for unit in units {
-        if segment.is_checked(unit as usize) {
-            continue;
-        }
-        let (offset, length, crc) = match segment.block_crcs() {
-            None => (located.offset, located.length, located.crc),
-            Some(crcs) => {
-                let start = unit * BLOCK_BYTES;
-                let Some(crc) = crcs.get(unit as usize) else { break };
-                (located.offset + start, (located.length - start).min(BLOCK_BYTES), *crc)
-            }
-        };
-        buffer.resize(length as usize, 0);
-        segment.file().read_exact_at(&mut buffer, offset)?;
-        if crc32fast::hash(&buffer) != crc {
-            return Err(segment.damaged_object(slot, offset));
-        }
-        segment.set_checked(unit as usize);
     }
     Ok(())
 }

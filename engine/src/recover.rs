@@ -64,7 +64,7 @@ pub(crate) fn recover_folder(store: &Arc<Store>, index: u16) -> Result<Recovery>
             }
             Left::Damaged => {
                 recovery.damaged.push(number);
-                store.leave_out(number);
+                store.set_active_aside(number, index)?;
             }
         }
     }
@@ -112,7 +112,7 @@ enum Left {
     Segment(Arc<Segment>),
     /// It was never complete.
     Nothing,
-    /// It holds records, but its header is damaged: left as it is, for its peers and the operator.
+    /// It holds records, but its header is damaged: it is set aside for the operator, and its peers' copy takes its place.
     Damaged,
 }
 
@@ -132,7 +132,7 @@ fn recover_one(
     let judged = folder.volume.open_direct_read(&path)?;
     let header = match read_header(&judged, number) {
         Err(reason @ Error::Damaged { .. }) if holds_packed_records(&judged)? => {
-            tracing::error!(segment = %number, %reason, "damaged header of a segment that was active; its objects are not here");
+            tracing::error!(segment = %number, %reason, "damaged header of a segment that was active: it is set aside as ….seg.damaged, and its objects are not here");
             return Ok(Left::Damaged);
         }
         Err(reason @ Error::Damaged { .. }) => {

@@ -120,6 +120,30 @@ fn a_torn_record_is_cut_off_and_the_rest_survives() {
 }
 
 #[test]
+fn an_active_segment_whose_header_is_damaged_is_set_aside_with_all_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    run(async {
+        let (store, _) = open(dir.path(), 1);
+        let writer = Writer::new(Arc::clone(&store));
+        monoio::spawn(writer.clone().run());
+        let number = upload(&store, &writer, 5).await[0].segment();
+        let image = crash_image(dir.path());
+        let path = image.path().join(number.path());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..64].fill(0x5a);
+        std::fs::write(&path, &bytes).unwrap();
+        let (again, recovery) = open(image.path(), 100);
+        assert_eq!(recovery.damaged, [number]);
+        assert!(!again.has(number) && !again.is_marked(number), "a peer's copy may come");
+        drop(again);
+        assert!(!path.exists());
+        assert_eq!(std::fs::read(path.with_added_extension("damaged")).unwrap(), bytes);
+        let (_, recovery) = open(image.path(), 200);
+        assert_eq!((recovery.damaged, recovery.offer), (vec![], vec![]));
+    });
+}
+
+#[test]
 fn every_cut_of_a_segment_leaves_whole_records_only() {
     let dir = tempfile::tempdir().unwrap();
     run(async {

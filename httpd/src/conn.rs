@@ -461,12 +461,13 @@ impl Conn {
     ) -> Result<(), ConnError> {
         let mut at = offset;
         let end = offset + length;
+        let mut turn = turns::Turn::of_weight(1);
         while at < end {
             let portion = (end - at).min(turns::PORTION) as usize;
-            turns::take(portion as u64).await;
+            turn.take(portion as u64).await;
             let result = rustix::fs::sendfile(self.fd(), file, Some(&mut at), portion);
             let sent = *result.as_ref().unwrap_or(&0);
-            turns::give_back(portion as u64, (portion - sent) as u64);
+            turn.sent(portion as u64, (portion - sent) as u64);
             match result {
                 Ok(0) => return Err(ConnError::Io(std::io::ErrorKind::UnexpectedEof.into())),
                 // A socket that took less is tried once more: acknowledgements come in meanwhile, and waiting at

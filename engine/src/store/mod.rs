@@ -128,7 +128,7 @@ pub struct Recovery {
     pub unfinished: usize,
     /// Segments with a place in the middle where no record could be understood.
     pub holes: usize,
-    /// Segments that hold records but whose header is damaged: left as they are.
+    /// Segments that hold records but whose header is damaged: set aside.
     pub damaged: Vec<SegmentNumber>,
     /// Segments whose table was damaged: their dead marks were found again from all tombstones.
     pub marks_lost: Vec<SegmentNumber>,

@@ -12,6 +12,9 @@ use crate::segment::Segment;
 use crate::segment::open::open_table;
 use crate::slots::{SlotTable, table_path};
 
+/// What is appended to the file name of a segment that is set aside.
+const SET_ASIDE: &str = "damaged";
+
 impl Store {
     /// Seals a packed segment at its durable length: table written. Its marker goes when the
     /// catalog has confirmed all its records. On a disk thread.
@@ -228,15 +231,23 @@ impl Store {
         self.known.write().remove(&number);
         self.handles.remove(number);
         self.candidates.lock().remove(&number);
-        folder.volume.rename(&path, &path.with_added_extension("damaged")).map_err(|error| {
+        folder.volume.rename(&path, &path.with_added_extension(SET_ASIDE)).map_err(|error| {
             self.known.write().insert(number, index);
             self.note_failure(index, error)
         })
     }
 
-    /// Leaves a damaged segment where it is, unused.
-    pub(crate) fn leave_out(&self, number: SegmentNumber) {
+    /// The same, at a start, for one that was being written.
+    pub(crate) fn set_active_aside(&self, number: SegmentNumber, folder: u16) -> Result<()> {
         self.known.write().remove(&number);
+        let volume = &self.folder(folder).volume;
+        let path = self.folder(folder).path.join(number.path());
+        volume.rename(&path, &path.with_added_extension(SET_ASIDE))?;
+        if let Some(parent) = path.parent() {
+            // Without a marker it would look like a segment.
+            volume.sync_dir(parent, SyncPoint::ForgottenEntry)?;
+        }
+        self.unmark(number, folder)
     }
 
     /// A copy of a large segment is complete and durable: it needs no confirmation.

@@ -21,7 +21,7 @@ use crate::shard::Answered;
 const TELLING: usize = 256;
 /// How often a group is told of a loss before that is left to the sweep ...
 const TRIES: usize = 5;
-/// ... and how long after the last time.
+/// ... and how long after the time before.
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl StorageShard {
@@ -38,12 +38,14 @@ impl StorageShard {
         self.telling.set(self.telling.get() + 1);
         let (shard, user, name) = (Rc::clone(self), user.to_owned(), name.to_owned());
         monoio::spawn(async move {
-            for _ in 0..TRIES {
+            for tried in 0..TRIES {
+                if tried > 0 {
+                    monoio::time::sleep(PAUSE).await;
+                }
                 let nodes = shard.node.other_groups.nodes_of(held.group).await;
                 if shard.bury_there(object, (&user, &name), &nodes).await {
                     break;
                 }
-                monoio::time::sleep(PAUSE).await;
             }
             shard.telling.set(shard.telling.get() - 1);
         });

@@ -12,7 +12,7 @@ use super::StorageShard;
 use super::cold::{self, Block, Cold};
 use super::patience::in_time;
 use crate::conn::{Conn, ConnError};
-use crate::turns;
+use crate::turns::{self, Turn};
 
 /// Bytes of a large body that are looked at before they are sent.
 const WINDOW_BYTES: u64 = 1 << 20;
@@ -95,15 +95,7 @@ impl Source<'_> {
     }
 
     fn is_checked(&self, range: &Range<u64>) -> bool {
-        let mut at = range.start;
-        while at < range.end {
-            let unit = self.unit(at);
-            if !unit.is_checked(self.segment) {
-                return false;
-            }
-            at = unit.end();
-        }
-        true
+        read::is_checked(self.segment, self.slot(), self.located, range)
     }
 
     /// Checks what a range holds on a disk thread, and brings what is absent into the page cache: what was
@@ -119,13 +111,13 @@ impl Source<'_> {
     }
 
     /// Begins to read a unit past the page cache, when that is how its bytes are to be had.
-    async fn cold(&self, range: &Range<u64>) -> Result<Option<Block>, Error> {
+    async fn cold(&self, range: &Range<u64>, turn: &mut Turn) -> Result<Option<Block>, Error> {
         let unit = self.unit(range.start);
         let within = unit.start..unit.end();
         if !Cold::takes(&unit) || self.is_resident(&within) {
             return Ok(None);
         }
-        self.shard.cold.read(self.segment, self.slot(), self.located, unit).await.map(Some)
+        self.shard.cold.read(self.segment, self.slot(), self.located, unit, turn).await.map(Some)
     }
 
     /// What can be known before the first byte: the beginning of a part is as it was uploaded. A block that
@@ -138,7 +130,7 @@ impl Source<'_> {
         if self.is_checked(&first) && self.is_resident(&first) {
             return Ok(None);
         }
-        if let Some(block) = self.cold(part).await? {
+        if let Some(block) = self.cold(part, &mut Turn::of_weight(turns::COLD)).await? {
             in_time(block.ready()).await?;
             return Ok(Some(block));
         }
@@ -179,6 +171,7 @@ impl Source<'_> {
         let mut at = part.start;
         let mut next = first;
         let mut noted = u64::MAX;
+        let mut turn = Turn::of_weight(turns::COLD);
         while at < part.end {
             if next.is_none() {
                 let window = at..part.end.min(at + WINDOW_BYTES);
@@ -192,7 +185,7 @@ impl Source<'_> {
             let end = part.end.min(unit.end());
             let block = match next.take() {
                 Some(block) => Some(block),
-                None => self.cold(&(at..end)).await?,
+                None => self.cold(&(at..end), &mut turn).await?,
             };
             let Some(block) = block else {
                 self.check(at..end).await?;
@@ -207,9 +200,9 @@ impl Source<'_> {
             }
             // The next block is read while this one leaves.
             if end < part.end {
-                next = self.ahead(end).await;
+                next = self.ahead(end, &mut turn).await;
             }
-            at = self.send_block(conn, &block, at..end).await?;
+            at = self.send_block(conn, &block, at..end, &mut turn).await?;
             if at < end {
                 // Others need the buffers; this one's reader is slow.
                 drop((block, next.take()));
@@ -219,12 +212,12 @@ impl Source<'_> {
         Ok(())
     }
 
-    async fn ahead(&self, at: u64) -> Option<Block> {
+    async fn ahead(&self, at: u64, turn: &mut Turn) -> Option<Block> {
         let unit = self.unit(at);
         if !Cold::takes(&unit) || self.is_resident(&(unit.start..unit.end())) {
             return None;
         }
-        cold::take_turn(&unit).await;
+        cold::take_turn(turn, &unit).await;
         self.shard.cold.read_ahead(self.segment, self.slot(), self.located, unit)
     }
 
@@ -240,13 +233,14 @@ impl Source<'_> {
         conn: &mut Conn,
         block: &Block,
         range: Range<u64>,
+        turn: &mut Turn,
     ) -> Result<u64, ConnError> {
         let mut at = range.start;
         loop {
             let end = range.end.min(at + COLD_PORTION);
-            turns::take((end - at) * turns::COLD).await;
+            turn.take(end - at).await;
             let sent = block.with(at, end, |bytes| conn.try_send(bytes))? as u64;
-            turns::give_back((end - at) * turns::COLD, (end - at - sent) * turns::COLD);
+            turn.sent(end - at, end - at - sent);
             at += sent;
             if at == range.end {
                 return Ok(at);

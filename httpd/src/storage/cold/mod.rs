@@ -20,7 +20,7 @@ use reel_engine::format::trailer::BLOCK_BYTES;
 use reel_engine::read::{self, Unit};
 use reel_engine::{Error, Located, Segment, Store};
 
-use crate::turns;
+use crate::turns::Turn;
 use heat::{Heat, PLACE_BYTES};
 use pool::{Lent, Pool};
 
@@ -180,13 +180,14 @@ impl Cold {
         slot: u16,
         located: &Located,
         unit: Unit,
+        turn: &mut Turn,
     ) -> Result<Block, Error> {
         if let Some(block) = self.join(segment, unit) {
             return Ok(block);
         }
         let reader = self.reader(segment).await?;
         let lent = self.pool.take().await;
-        take_turn(&unit).await;
+        take_turn(turn, &unit).await;
         if let Some(block) = self.join(segment, unit) {
             return Ok(block);
         }
@@ -314,8 +315,8 @@ impl Cold {
 }
 
 /// To begin a direct read costs the shard about half of what it costs to send the bytes.
-pub(super) async fn take_turn(unit: &Unit) {
-    turns::take(unit.length / 2 * turns::COLD).await;
+pub(super) async fn take_turn(turn: &mut Turn, unit: &Unit) {
+    turn.take(unit.length / 2).await;
 }
 
 fn file_key(segment: &Segment) -> (u64, u32) {
