@@ -71,6 +71,12 @@ impl From<Error> for Here {
     }
 }
 
+/// A part whose first block was read past the page cache, and its place among those that wait for turns.
+pub(super) struct Begun {
+    block: Block,
+    turn: Turn,
+}
+
 /// The bytes of an object on this node.
 pub(super) struct Source<'a> {
     pub(super) shard: &'a StorageShard,
@@ -122,7 +128,7 @@ impl Source<'_> {
 
     /// What can be known before the first byte: the beginning of a part is as it was uploaded. A block that
     /// was read for that is to be handed to [`Source::send`].
-    pub(super) async fn check_first(&self, part: &Range<u64>) -> Result<Option<Block>, Error> {
+    pub(super) async fn check_first(&self, part: &Range<u64>) -> Result<Option<Begun>, Error> {
         if self.small.is_some() {
             return Ok(None);
         }
@@ -130,9 +136,10 @@ impl Source<'_> {
         if self.is_checked(&first) && self.is_resident(&first) {
             return Ok(None);
         }
-        if let Some(block) = self.cold(part, &mut Turn::of_weight(turns::COLD)).await? {
+        let mut turn = Turn::of_weight(turns::COLD);
+        if let Some(block) = self.cold(part, &mut turn).await? {
             in_time(block.ready()).await?;
-            return Ok(Some(block));
+            return Ok(Some(Begun { block, turn }));
         }
         let unit = self.unit(part.start);
         self.check(part.start..part.end.min(unit.end())).await?;
@@ -145,7 +152,7 @@ impl Source<'_> {
         &self,
         conn: &mut Conn,
         part: &Range<u64>,
-        first: Option<Block>,
+        first: Option<Begun>,
     ) -> Result<(), ConnError> {
         if let Some(bytes) = self.small {
             return conn.queue(&bytes[part.start as usize..part.end as usize]).await;
@@ -166,12 +173,14 @@ impl Source<'_> {
         &self,
         conn: &mut Conn,
         part: &Range<u64>,
-        first: Option<Block>,
+        first: Option<Begun>,
     ) -> Result<(), Here> {
         let mut at = part.start;
-        let mut next = first;
         let mut noted = u64::MAX;
-        let mut turn = Turn::of_weight(turns::COLD);
+        let (mut next, mut turn) = match first {
+            Some(Begun { block, turn }) => (Some(block), turn),
+            None => (None, Turn::of_weight(turns::COLD)),
+        };
         while at < part.end {
             if next.is_none() {
                 let window = at..part.end.min(at + WINDOW_BYTES);
