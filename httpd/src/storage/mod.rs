@@ -1,6 +1,7 @@
 //! A storage node's shard: finds, sends, takes and deletes the objects of its group.
 
 mod admin;
+mod at_peer;
 mod cold;
 mod delete;
 mod elsewhere;
