@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -16,11 +16,6 @@ use crate::client::{ClientError, Trackers, http_client};
 const LEASES_IN_HAND: u64 = 2;
 /// Between tries when no ID server answers.
 const LEASE_RETRY: Duration = Duration::from_millis(200);
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-}
 
 /// Segment numbers in hand. Shards take from it without waiting.
 #[derive(Debug, Default)]
@@ -64,6 +59,8 @@ pub struct NodeStatus {
     pub cluster: String,
     /// What does not change.
     pub info: NodeInfo,
+    /// When [`NodeInfo::started_ms`] was.
+    started: Instant,
     state: AtomicU8,
     since_ms: AtomicU64,
     /// Bytes free for uploads.
@@ -83,13 +80,14 @@ const STATES: [NodeState; 5] = [
 ];
 
 impl NodeStatus {
-    /// A node that is joining.
+    /// A node that has just started, and is joining.
     pub fn new(cluster: String, info: NodeInfo) -> Self {
         Self {
+            started: Instant::now(),
+            since_ms: AtomicU64::new(info.started_ms),
             cluster,
             info,
             state: AtomicU8::new(0),
-            since_ms: AtomicU64::new(now_ms()),
             free: AtomicU64::new(0),
             load: AtomicU32::new(0),
             lag: AtomicU64::new(0),
@@ -105,9 +103,15 @@ impl NodeStatus {
     pub fn enter(&self, state: NodeState) {
         let index = STATES.iter().position(|known| *known == state).unwrap_or(0) as u8;
         if self.state.swap(index, Ordering::Relaxed) != index {
-            self.since_ms.store(now_ms(), Ordering::Relaxed);
+            self.since_ms.store(self.now_ms(), Ordering::Relaxed);
             tracing::info!(?state, "node state");
         }
+    }
+
+    /// Milliseconds since 1970, by the clock as it was at the start: it never goes back within a life, for trackers pass
+    /// over what was written before what they have heard.
+    fn now_ms(&self) -> u64 {
+        self.info.started_ms + self.started.elapsed().as_millis() as u64
     }
 
     fn beat(&self) -> Beat {
@@ -116,7 +120,7 @@ impl NodeStatus {
             node: self.info.clone(),
             state: self.state(),
             since_ms: self.since_ms.load(Ordering::Relaxed),
-            sent_ms: now_ms(),
+            sent_ms: self.now_ms(),
             free: self.free.load(Ordering::Relaxed),
             load: self.load.load(Ordering::Relaxed),
             lag: self.lag.load(Ordering::Relaxed),

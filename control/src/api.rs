@@ -90,7 +90,8 @@ pub struct Beat {
     pub state: NodeState,
     /// Since when, milliseconds since 1970 by its clock.
     pub since_ms: u64,
-    /// When this was written, milliseconds since 1970 by its clock.
+    /// When this was written, milliseconds since 1970 by its clock as it was when it started: it never goes back within a
+    /// life.
     pub sent_ms: u64,
     /// Bytes free for uploads.
     pub free: u64,
@@ -115,8 +116,8 @@ pub struct NodeView {
     pub node: NodeInfo,
     /// Its state.
     pub state: NodeState,
-    /// Since when, milliseconds since 1970 by the node's clock, rounded down to a second (to ten
-    /// seconds when offline: trackers may have heard its last beats differently).
+    /// Since when, milliseconds since 1970 by the node's clock as it was when it started, rounded down to a second; when it
+    /// is offline, when it wrote its last beat.
     pub since_ms: u64,
     /// What changes with every beat: only with `?detail=1`.
     #[serde(flatten, skip_serializing_if = "Option::is_none", default)]

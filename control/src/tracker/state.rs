@@ -61,7 +61,7 @@ struct Heard {
     beat: Beat,
     /// When this tracker heard of it, by its own monotonic clock; `None` when only others told of it.
     at: Option<Duration>,
-    /// When another tracker last said that it hears it.
+    /// When another tracker last heard it, as that one says.
     told: Option<Duration>,
 }
 
@@ -149,9 +149,9 @@ impl Registry {
             if silent && view.sent_ms > known.beat.sent_ms {
                 wanted.push(view.id);
             }
-            let is_heard = view.heard_ms.is_some_and(|heard| heard <= silence);
-            if let Some(known) = self.nodes.get_mut(&view.id).filter(|_| silent && is_heard) {
-                known.told = Some(now);
+            let heard = view.heard_ms.filter(|heard| silent && *heard <= silence);
+            if let Some((known, heard)) = self.nodes.get_mut(&view.id).zip(heard) {
+                known.told = known.told.max(Some(now.saturating_sub(Duration::from_millis(heard))));
             }
         }
         wanted
