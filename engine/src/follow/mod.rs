@@ -15,7 +15,7 @@ mod serve;
 mod standing;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -88,6 +88,8 @@ pub struct Followers<N: Net> {
     large: Cell<usize>,
     pending: RefCell<Pending>,
     lag: RefCell<HashMap<u32, Lag>>,
+    /// Copies here of segments that their nodes have removed: not sealed yet.
+    ended: RefCell<BTreeSet<SegmentNumber>>,
     /// All that a peer wrote until then is here.
     heard: RefCell<HashMap<u32, Instant>>,
     /// Peers that trackers call offline.
@@ -116,6 +118,7 @@ impl<N: Net> Followers<N> {
             large: Cell::new(0),
             pending: RefCell::default(),
             lag: RefCell::default(),
+            ended: RefCell::default(),
             heard: RefCell::default(),
             offline: RefCell::default(),
             losses: Cell::new(0),
@@ -241,6 +244,13 @@ impl<N: Net> Followers<N> {
                 self.caught_up.borrow_mut().insert(peer);
             }
             (boot, mark) = (news.boot, news.mark);
+            for number in news.gone {
+                // It grew, was sealed and removed, all since it was last asked for.
+                if self.is_growing(peer, number) {
+                    self.ended.borrow_mut().insert(number);
+                }
+            }
+            self.finish_ended().await?;
             let mut known = news.segments;
             known.extend(self.pending.borrow().due(peer, self.net.now()));
             self.copy(peer, known, false).await?;
@@ -266,28 +276,41 @@ impl<N: Net> Followers<N> {
         }
         for number in self.store.marked() {
             // What it made and does not list may have gone before the end of it came here.
-            let growing = self.store.loaded(number).filter(|segment| !segment.is_sealed());
-            if growing.is_some_and(|segment| segment.header().creator == peer)
-                && !listed.contains(&number)
-            {
-                self.finish_gone(peer, number).await?;
+            if self.is_growing(peer, number) && !listed.contains(&number) {
+                self.look_whether_gone(peer, number).await?;
             }
         }
         Ok(())
     }
 
-    /// The copy of a segment that its node has removed because all of its objects are dead: it grows no more.
-    async fn finish_gone(&self, peer: u32, number: SegmentNumber) -> Result<(), N::Error> {
-        if !self.net.is_gone(peer, number).await? {
-            return Ok(());
+    /// Whether there is a copy here that waits for more from the node that made it.
+    fn is_growing(&self, peer: u32, number: SegmentNumber) -> bool {
+        let growing = self.store.loaded(number).filter(|segment| !segment.is_sealed());
+        growing.is_some_and(|segment| segment.header().creator == peer)
+    }
+
+    /// Its node may have removed it.
+    async fn look_whether_gone(&self, peer: u32, number: SegmentNumber) -> Result<(), N::Error> {
+        if self.net.is_gone(peer, number).await? {
+            self.ended.borrow_mut().insert(number);
+            self.finish_ended().await?;
         }
-        let Some(_claim) = self.copying.claim(number) else { return Ok(()) };
-        let segment = match self.store.segment(number).await {
-            Err(Error::NoSegment(_)) => return Ok(()),
-            segment => segment?,
-        };
-        if !segment.is_sealed() && !segment.is_solo() {
-            self.store.seal(segment).await?;
+        Ok(())
+    }
+
+    /// Copies of segments that their nodes have removed because all of their objects are dead grow no more.
+    async fn finish_ended(&self) -> Result<(), N::Error> {
+        let ended: Vec<SegmentNumber> = self.ended.borrow().iter().copied().collect();
+        for number in ended {
+            // Who copies it from another peer comes to an end by itself; then it is looked at again.
+            let Some(_claim) = self.copying.claim(number) else { continue };
+            match self.store.segment(number).await {
+                Err(Error::NoSegment(_)) => {}
+                Ok(segment) if segment.is_sealed() || segment.is_solo() => {}
+                Ok(segment) => self.store.seal(segment).await?,
+                Err(error) => return Err(error.into()),
+            }
+            self.ended.borrow_mut().remove(&number);
         }
         Ok(())
     }
@@ -323,7 +346,7 @@ impl<N: Net> Followers<N> {
                 let result = self.copy_packed(peer, &known, listed).await;
                 drop(claim);
                 if !result? && known.creator == peer {
-                    self.finish_gone(peer, known.number).await?;
+                    self.look_whether_gone(peer, known.number).await?;
                 }
                 self.pending.borrow_mut().done(peer, known.number);
                 continue;

@@ -27,6 +27,8 @@ pub struct News {
     pub reset: bool,
     /// The segments as they are now.
     pub segments: Vec<Known>,
+    /// Those of the changed ones that are gone, because all of their objects are dead.
+    pub gone: Vec<SegmentNumber>,
 }
 
 /// Some of a peer's segments, in order.

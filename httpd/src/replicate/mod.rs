@@ -84,6 +84,9 @@ struct Changes {
     /// The mark is too old, or of another life of the node: list all.
     reset: bool,
     segments: Vec<SegmentView>,
+    /// Numbers of those that are gone. Absent in what older nodes say.
+    #[serde(default)]
+    gone: Vec<u64>,
 }
 
 /// `GET /-/v1/segments/{number}/dead`: the slots whose objects are dead.

@@ -164,9 +164,10 @@ impl Net for OverHttp {
     async fn news(&self, peer: u32, boot: &str, mark: u64) -> Result<News, Broken> {
         let path =
             format!("/-/v1/segments/changes?since={mark}&boot={boot}&wait_ms={NEWS_WAIT_MS}");
-        let Changes { boot, mark, reset, segments } = self.get_json(peer, &path).await?;
+        let Changes { boot, mark, reset, segments, gone } = self.get_json(peer, &path).await?;
         let segments = segments.iter().filter_map(SegmentView::known).collect();
-        Ok(News { boot, mark, reset, segments })
+        let gone = gone.into_iter().filter_map(SegmentNumber::new).collect();
+        Ok(News { boot, mark, reset, segments, gone })
     }
 
     async fn page(&self, peer: u32, after: Option<SegmentNumber>) -> Result<Page, Broken> {

@@ -99,9 +99,12 @@ impl StorageShard {
             Err(_) => store.changes_since(since),
         };
         let reset = changed.is_none();
-        match self.describe(changed.unwrap_or_default().into_iter().collect()).await {
+        let changed: Vec<SegmentNumber> = changed.unwrap_or_default().into_iter().collect();
+        let gone = changed.iter().filter(|number| store.is_gone(**number));
+        let gone = gone.map(|number| number.get()).collect();
+        match self.describe(changed).await {
             Ok(segments) => {
-                let body = Changes { boot: self.node.boot.clone(), mark, reset, segments };
+                let body = Changes { boot: self.node.boot.clone(), mark, reset, segments, gone };
                 self.answers.json(conn, request, 200, &body).await
             }
             Err(error) => self.answers.refuse(conn, request, error.into()).await,
