@@ -321,5 +321,5 @@ fn default_lease() -> u64 {
 }
 
 fn default_refill_share() -> u8 {
-    70
+    60
 }
