@@ -6,6 +6,8 @@
     reason = "a test fails by panicking, and says what it found"
 )]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,17 +23,7 @@ use reel_engine::{
     Draft, FolderOptions, ObjectId, SegmentNumber, Store, StoreOptions, Writer, read,
 };
 
-fn payload(seed: u64, length: usize) -> Bytes {
-    (0..length).map(|at| ((at as u64).wrapping_mul(seed * 2 + 1) >> 3) as u8).collect()
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-        .enable_timer()
-        .build()
-        .unwrap()
-        .block_on(future)
-}
+use common::{crash_image, payload, run};
 
 fn options(dir: &Path) -> StoreOptions {
     static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -102,25 +94,6 @@ fn make(dir: &Path) -> (BTreeMap<ObjectId, Bytes>, Vec<ObjectId>) {
     (objects, dead)
 }
 
-/// Without another program: between its fork and its start it would hold the lock of a store that a test beside closes.
-fn copy(from: &Path) -> tempfile::TempDir {
-    fn fill(from: &Path, to: &Path) {
-        for entry in std::fs::read_dir(from).unwrap() {
-            let path = entry.unwrap().path();
-            let to = to.join(path.file_name().unwrap());
-            if path.is_dir() {
-                std::fs::create_dir(&to).unwrap();
-                fill(&path, &to);
-            } else {
-                std::fs::copy(&path, &to).unwrap();
-            }
-        }
-    }
-    let to = tempfile::tempdir().unwrap();
-    fill(from, to.path());
-    to
-}
-
 /// Every file of the format, by kind.
 fn files(dir: &Path) -> BTreeMap<&'static str, Vec<PathBuf>> {
     let mut found: BTreeMap<&'static str, Vec<PathBuf>> = BTreeMap::new();
@@ -156,7 +129,7 @@ fn every_flipped_bit_is_found_and_no_wrong_byte_is_given_out() {
     let mut rng = Rng::new(20_261_124);
     let (mut unreadable, mut refused) = (0, 0);
     for flip in 0..100 {
-        let dir = copy(made.path());
+        let dir = crash_image(made.path());
         let files = files(dir.path());
         let kind = ["superblock", "table", "table", "segment", "segment", "segment"][flip % 6];
         let paths = &files[kind];

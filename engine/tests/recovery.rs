@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::future::Future;
+mod common;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,13 +14,7 @@ use reel_engine::replica::{PackedReplica, SoloReplica};
 use reel_engine::solo::SoloUpload;
 use reel_engine::{Draft, ObjectId, Recovery, SegmentNumber, Store, StoreOptions, Writer, read};
 
-fn run<T>(future: impl Future<Output = T>) -> T {
-    monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-        .enable_timer()
-        .build()
-        .unwrap()
-        .block_on(future)
-}
+use common::{crash_image, payload, run};
 
 fn open(dir: &Path, first: u64) -> (Arc<Store>, Recovery) {
     let next = AtomicU64::new(first);
@@ -27,10 +22,6 @@ fn open(dir: &Path, first: u64) -> (Arc<Store>, Recovery) {
     let mut options = StoreOptions::new([dir.to_owned()], Arc::new(numbers));
     options.segment_bytes = 1 << 20;
     Store::open(options).unwrap()
-}
-
-fn payload(seed: u64, length: usize) -> Bytes {
-    (0..length).map(|at| ((at as u64).wrapping_mul(seed * 2 + 1) >> 3) as u8).collect()
 }
 
 fn draft(store: &Store, name: &str, payload: &Bytes) -> Draft {
@@ -76,19 +67,6 @@ async fn read_object(store: &Arc<Store>, object: ObjectId) -> Option<Vec<u8>> {
     let segment = store.segment(object.segment()).await.ok()?;
     let located = segment.locate(object.slot())?;
     Some(read::read_checked(store, &segment, object.slot(), &located, Vec::new()).await.unwrap())
-}
-
-/// What is on the disk now, as after a crash of the process.
-fn crash_image(from: &Path) -> tempfile::TempDir {
-    let image = tempfile::tempdir().unwrap();
-    let status = std::process::Command::new("cp")
-        .arg("-r")
-        .arg(from.join("."))
-        .arg(image.path())
-        .status()
-        .unwrap();
-    assert!(status.success());
-    image
 }
 
 #[test]

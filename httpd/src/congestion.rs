@@ -8,11 +8,13 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use reel_control::config::TcpConfig;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{SocketFlags, sockopt};
+
+use crate::reactor;
 
 /// Allowed to every process (net/ipv4/tcp_cong.c).
 const ALWAYS_ALLOWED: &str = "reno";
@@ -87,24 +89,21 @@ fn near(name: &str) -> io::Result<Option<Arc<str>>> {
 }
 
 /// A socket that has the system's.
-fn fresh() -> io::Result<std::os::fd::OwnedFd> {
-    let (family, kind) = (AddressFamily::INET, SocketType::STREAM);
-    Ok(rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
+fn fresh() -> io::Result<OwnedFd> {
+    reactor::stream_socket((Ipv4Addr::UNSPECIFIED, 0).into(), SocketFlags::empty())
 }
 
 /// Whether an address is not routed in the internet: this machine's (RFC 1122), private (RFC 1918, RFC 4193), of the link
 /// (RFC 3927, RFC 4291).
 fn is_near(address: IpAddr) -> bool {
     match address.to_canonical() {
-        IpAddr::V4(address) => near_v4(address),
+        IpAddr::V4(address) => {
+            address.is_loopback() || address.is_private() || address.is_link_local()
+        }
         IpAddr::V6(address) => {
             address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local()
         }
     }
-}
-
-fn near_v4(address: Ipv4Addr) -> bool {
-    address.is_loopback() || address.is_private() || address.is_link_local()
 }
 
 #[cfg(test)]

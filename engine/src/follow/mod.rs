@@ -88,8 +88,8 @@ pub struct Followers<N: Net> {
     large: Cell<usize>,
     pending: RefCell<Pending>,
     lag: RefCell<HashMap<u32, Lag>>,
-    /// Copies here of segments that their nodes have removed: not sealed yet.
-    ended: RefCell<BTreeSet<SegmentNumber>>,
+    /// Copies here of segments that a peer made and has removed: not sealed yet.
+    ended: RefCell<BTreeSet<(u32, SegmentNumber)>>,
     /// All that a peer wrote until then is here.
     heard: RefCell<HashMap<u32, Instant>>,
     /// Peers that trackers call offline.
@@ -217,6 +217,7 @@ impl<N: Net> Followers<N> {
         }
         self.lag.borrow_mut().remove(&peer);
         self.pending.borrow_mut().forget(peer);
+        self.ended.borrow_mut().retain(|(of, _)| *of != peer);
         self.following.borrow_mut().remove(&peer);
     }
 
@@ -247,10 +248,10 @@ impl<N: Net> Followers<N> {
             for number in news.gone {
                 // It grew, was sealed and removed, all since it was last asked for.
                 if self.is_growing(peer, number) {
-                    self.ended.borrow_mut().insert(number);
+                    self.ended.borrow_mut().insert((peer, number));
                 }
             }
-            self.finish_ended().await?;
+            self.finish_ended(peer).await?;
             let mut known = news.segments;
             known.extend(self.pending.borrow().due(peer, self.net.now()));
             self.copy(peer, known, false).await?;
@@ -292,25 +293,28 @@ impl<N: Net> Followers<N> {
     /// Its node may have removed it.
     async fn look_whether_gone(&self, peer: u32, number: SegmentNumber) -> Result<(), N::Error> {
         if self.net.is_gone(peer, number).await? {
-            self.ended.borrow_mut().insert(number);
-            self.finish_ended().await?;
+            self.ended.borrow_mut().insert((peer, number));
+            self.finish_ended(peer).await?;
         }
         Ok(())
     }
 
-    /// Copies of segments that their nodes have removed because all of their objects are dead grow no more.
-    async fn finish_ended(&self) -> Result<(), N::Error> {
-        let ended: Vec<SegmentNumber> = self.ended.borrow().iter().copied().collect();
-        for number in ended {
+    /// Copies of segments that a peer has removed because all of their objects are dead grow no more.
+    async fn finish_ended(&self, peer: u32) -> Result<(), N::Error> {
+        let ended: Vec<_> =
+            self.ended.borrow().iter().filter(|(of, _)| *of == peer).copied().collect();
+        for (of, number) in ended {
             // Who copies it from another peer comes to an end by itself; then it is looked at again.
             let Some(_claim) = self.copying.claim(number) else { continue };
-            match self.store.segment(number).await {
-                Err(Error::NoSegment(_)) => {}
-                Ok(segment) if segment.is_sealed() || segment.is_solo() => {}
-                Ok(segment) => self.store.seal(segment).await?,
-                Err(error) => return Err(error.into()),
+            // Also when it cannot be sealed now: the next listing finds it.
+            self.ended.borrow_mut().remove(&(of, number));
+            let segment = match self.store.segment(number).await {
+                Err(Error::NoSegment(_)) => continue,
+                segment => segment?,
+            };
+            if !segment.is_sealed() && !segment.is_solo() {
+                self.store.seal(segment).await?;
             }
-            self.ended.borrow_mut().remove(&number);
         }
         Ok(())
     }

@@ -35,6 +35,15 @@ impl Store {
         self.gone.lock().numbers.contains(&number)
     }
 
+    /// Those of the segments of which that is so.
+    pub fn gone_among<'a>(
+        &self,
+        numbers: impl IntoIterator<Item = &'a SegmentNumber>,
+    ) -> Vec<SegmentNumber> {
+        let gone = self.gone.lock();
+        numbers.into_iter().filter(|number| gone.numbers.contains(number)).copied().collect()
+    }
+
     /// Makes durable what is gone.
     pub(crate) fn save_gone(&self) -> Result<()> {
         let mut gone = self.gone.lock();

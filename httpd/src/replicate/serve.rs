@@ -99,10 +99,9 @@ impl StorageShard {
             Err(_) => store.changes_since(since),
         };
         let reset = changed.is_none();
-        let changed: Vec<SegmentNumber> = changed.unwrap_or_default().into_iter().collect();
-        let gone = changed.iter().filter(|number| store.is_gone(**number));
-        let gone = gone.map(|number| number.get()).collect();
-        match self.describe(changed).await {
+        let changed = changed.unwrap_or_default();
+        let gone = store.gone_among(&changed).into_iter().map(SegmentNumber::get).collect();
+        match self.describe(changed.into_iter().collect()).await {
             Ok(segments) => {
                 let body = Changes { boot: self.node.boot.clone(), mark, reset, segments, gone };
                 self.answers.json(conn, request, 200, &body).await

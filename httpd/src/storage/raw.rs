@@ -10,7 +10,7 @@ use reel_engine::format::trailer::BLOCK_BYTES;
 
 use super::StorageShard;
 use crate::conn::{Conn, ConnError};
-use crate::turns;
+use crate::turns::{self, Turn};
 
 /// Bytes whose residency is asked for at once.
 const WINDOW_BYTES: u64 = 1 << 20;
@@ -59,7 +59,7 @@ impl StorageShard {
             let bytes = raw.bytes();
             at += bytes.len() as u64;
             next = read(at.min(range.end));
-            turns::take(bytes.len() as u64 * turns::COLD).await;
+            Turn::of_weight(turns::COLD).take(bytes.len() as u64).await;
             conn.send(bytes).await?;
         }
         Ok(())

@@ -123,7 +123,7 @@ impl Net for SimNet {
             let (mark, changed) = news.unwrap_or_else(|| store.changes_since(since));
             let reset = changed.is_none();
             let numbers = changed.unwrap_or_default();
-            let gone = numbers.iter().copied().filter(|number| store.is_gone(*number)).collect();
+            let gone = store.gone_among(&numbers);
             let describe = Arc::clone(&store);
             let segments = store.pool().run(move || describe.describe_all(numbers)).await?;
             Ok::<_, Error>(News { boot: node.boot.clone(), mark, reset, segments, gone })
