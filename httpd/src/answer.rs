@@ -227,10 +227,9 @@ impl Answers {
 
 /// The fields that let pages of other origins read.
 fn cross_origin(head: &mut Head, origin: &str) {
-    head.field("Access-Control-Allow-Origin", origin).field(
-        "Access-Control-Expose-Headers",
-        "Accept-Ranges, Content-Length, Content-Range, ETag, Last-Modified",
-    );
+    // Content-Length, Content-Type, Cache-Control and Last-Modified may be read anyway (Fetch standard §2.2.2).
+    head.field("Access-Control-Allow-Origin", origin)
+        .field("Access-Control-Expose-Headers", "Accept-Ranges, Content-Range, ETag");
     if origin != "*" {
         head.field("Vary", "Origin");
     }

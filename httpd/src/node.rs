@@ -436,6 +436,7 @@ fn in_runtime<T>(
     run: impl Future<Output = T>,
 ) -> Result<T, RunError> {
     shard::pin(index, shards);
+    crate::reactor::rest_exactly();
     let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
         .with_entries(1024)
         .enable_timer()

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
@@ -21,6 +22,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, sockopt};
 
+use crate::coalesce::{Pace, REST};
 use crate::congestion::Congestion;
 use crate::turns;
 
@@ -39,6 +41,9 @@ pub(crate) struct TimedOut;
 #[derive(Debug, Default)]
 struct Side {
     ready: Cell<bool>,
+    /// Whether somebody waits.
+    waiting: Cell<bool>,
+    /// Who waits or has waited: most often the next one to wait, too.
     waker: RefCell<Option<Waker>>,
     /// Tick at which the wait ends; 0 for none.
     deadline: Cell<u64>,
@@ -56,9 +61,10 @@ impl Side {
 
     fn wake(&self) {
         self.deadline.set(0);
-        let waker = self.waker.take();
-        if let Some(waker) = waker {
-            waker.wake();
+        if self.waiting.replace(false)
+            && let Some(waker) = &*self.waker.borrow()
+        {
+            waker.wake_by_ref();
         }
     }
 
@@ -81,10 +87,16 @@ impl Side {
                 return Poll::Ready(Err(TimedOut));
             }
             self.deadline.set(deadline);
-            self.waker.replace(Some(context.waker().clone()));
+            self.waiting.set(true);
+            let mut waker = self.waker.borrow_mut();
+            match &mut *waker {
+                Some(waker) => waker.clone_from(context.waker()),
+                None => *waker = Some(context.waker().clone()),
+            }
             Poll::Pending
         })
         .await;
+        self.waiting.set(false);
         self.deadline.set(0);
         waited
     }
@@ -97,6 +109,8 @@ struct State {
     output: Side,
     /// The other side will send nothing more.
     closed: Cell<bool>,
+    /// The last window of [`Pace`] in which it had an event.
+    window: Cell<u32>,
 }
 
 /// A non-blocking socket of this shard.
@@ -168,6 +182,33 @@ pub(crate) async fn behind_all() {
     reactor.look();
 }
 
+/// Lets the tasks that are ready go first.
+async fn behind_woken() {
+    let mut yielded = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// The shard rests ([`crate::coalesce`]); what waits for it waits as long.
+fn rest() {
+    let time = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(REST.subsec_nanos()) };
+    // A signal ends it early: that does no harm.
+    let _ = rustix::thread::nanosleep(&time);
+}
+
+/// The calling thread's rests end when they should (the kernel adds up to 50 µs unless told otherwise, prctl(2)).
+pub(crate) fn rest_exactly() {
+    if let Err(error) = rustix::thread::set_current_timer_slack(NonZeroU64::new(1)) {
+        tracing::warn!(%error, "this shard's rests will be longer than they should");
+    }
+}
+
 /// A new socket for a connection from or to `address`.
 pub(crate) fn stream_socket(address: SocketAddr, flags: SocketFlags) -> io::Result<OwnedFd> {
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
@@ -205,6 +246,7 @@ pub(crate) struct Reactor {
     gate: TcpStream,
     /// Room for what the kernel tells; empty.
     events: RefCell<Vec<epoll::Event>>,
+    pace: RefCell<Pace>,
     /// Ticks since the start, from 1.
     now: Cell<u64>,
 }
@@ -235,6 +277,7 @@ impl Reactor {
         let reactor = Rc::new(Self {
             gate: pollable(gate)?,
             events: RefCell::default(),
+            pace: RefCell::new(Pace::new(Instant::now())),
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             sockets: RefCell::default(),
             now: Cell::new(1),
@@ -258,13 +301,18 @@ impl Reactor {
                 tracing::error!(%error, "the shard's sockets cannot be waited for");
                 monoio::time::sleep(TICK).await;
             }
-            self.look();
+            let (found, now) = self.look();
             turns::looked();
+            if self.pace.borrow_mut().looked(found, now) && !turns::is_waiting() {
+                behind_woken().await;
+                rest();
+            }
         }
     }
 
-    /// Wakes whoever waits for a socket that is ready now.
-    fn look(&self) {
+    /// Wakes whoever waits for a socket that is ready now: how many events there were, and when.
+    fn look(&self) -> (usize, Instant) {
+        let mut found = 0;
         let mut events = std::mem::take(&mut *self.events.borrow_mut());
         events.reserve(EVENTS);
         let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -275,20 +323,25 @@ impl Reactor {
                 Err(error) => tracing::error!(%error, "epoll_wait"),
             }
             let now = Instant::now();
+            let mut pace = self.pace.borrow_mut();
             for event in &events {
-                self.dispatch(event, now);
+                self.dispatch(event, now, &mut pace);
             }
+            found += events.len();
             if events.len() < EVENTS {
-                break;
+                self.events.replace(events);
+                return (found, now);
             }
         }
-        self.events.replace(events);
     }
 
-    fn dispatch(&self, event: &epoll::Event, now: Instant) {
+    fn dispatch(&self, event: &epoll::Event, now: Instant, pace: &mut Pace) {
         let key = event.data.u64() as usize;
         let sockets = self.sockets.borrow();
         let Some(Some(state)) = sockets.states.get(key) else { return };
+        let mut window = state.window.get();
+        pace.event(&mut window);
+        state.window.set(window);
         let flags = event.flags;
         let failed = flags.intersects(EventFlags::ERR | EventFlags::HUP);
         if failed || flags.contains(EventFlags::RDHUP) {

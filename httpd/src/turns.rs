@@ -149,6 +149,11 @@ pub(crate) fn looked() {
     });
 }
 
+/// Whether a bulk send waits for its turn.
+pub(crate) fn is_waiting() -> bool {
+    TURNS.with_borrow(|turns| turns.refilling)
+}
+
 /// Begins a round whenever all that is ready has had its turn, until nobody waits.
 fn refill() {
     monoio::spawn(async {

@@ -1,0 +1,138 @@
+//! A busy shard rests for [`REST`] between two looks at its sockets, so that one look finds many requests.
+//!
+//! What network cards do with their interrupts (interrupt coalescing), for the same reason: at 100,000 requests a second a
+//! shard that goes back to its sockets at once finds one or two each time, and pays for each the way through the ring and the
+//! wake-up that ends its sleep. But where a few clients wait for each answer before they ask again, a rest only makes
+//! them wait: it is due as long as what is at hand comes from a small part of those who have asked lately ([`PART`]).
+//!
+//! Pure: the shard's [`crate::reactor`] asks whether a rest is due, and takes it (docs/decisions/0019).
+
+use std::time::{Duration, Instant};
+
+/// How long a shard rests.
+pub(crate) const REST: Duration = Duration::from_micros(30);
+/// As long events are counted before they say how busy the sockets are.
+const WINDOW: Duration = Duration::from_millis(1);
+/// A rest is due when so many events may be expected during it: fewer would only come later.
+const WORTH: u64 = 2;
+/// A look that found so many has gathered enough.
+const ENOUGH: usize = 32;
+/// So many sockets, at least, must have had events in the last window.
+const CROWD: usize = 16;
+/// A rest is due when a look found events of at most one of so many of these sockets.
+const PART: usize = 3;
+
+/// How busy a shard's sockets are.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    window: u32,
+    begun: Instant,
+    /// Events since the window began, and the sockets they came from.
+    events: u64,
+    sockets: usize,
+    /// In the window before: events in the time of a rest, and the sockets they came from.
+    expected: u64,
+    active: usize,
+}
+
+impl Pace {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { window: 1, begun: now, events: 0, sockets: 0, expected: 0, active: 0 }
+    }
+
+    /// A socket has an event; `last` is the window of its event before, to be kept with it (0 at first).
+    pub(crate) fn event(&mut self, last: &mut u32) {
+        self.events += 1;
+        if std::mem::replace(last, self.window) != self.window {
+            self.sockets += 1;
+        }
+    }
+
+    /// A look at the sockets found so many events: whether a rest is due when they have been dealt with.
+    pub(crate) fn looked(&mut self, found: usize, now: Instant) -> bool {
+        let took = now.saturating_duration_since(self.begun);
+        if took >= WINDOW {
+            let expected = u128::from(self.events) * REST.as_nanos() / took.as_nanos();
+            self.expected = u64::try_from(expected).unwrap_or(u64::MAX);
+            self.active = self.sockets;
+            self.window = self.window.wrapping_add(1).max(1);
+            (self.begun, self.events, self.sockets) = (now, 0, 0);
+        }
+        self.expected >= WORTH
+            && self.active >= CROWD
+            && (1..ENOUGH).contains(&found)
+            && found * PART <= self.active
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks every `gap` that find `found` events each, of `sockets` sockets in turn: the share of them after which a rest
+    /// is due, once two windows are over.
+    fn share(sockets: usize, found: usize, gap: Duration) -> f64 {
+        let begun = Instant::now();
+        let mut pace = Pace::new(begun);
+        let mut windows = vec![0; sockets];
+        let (mut next, mut due, mut counted) = (0, 0, 0);
+        for look in 1..10_000 {
+            for _ in 0..found {
+                pace.event(&mut windows[next]);
+                next = (next + 1) % sockets;
+            }
+            let now = begun + gap * look;
+            let rests = pace.looked(found, now);
+            if now > begun + 2 * WINDOW {
+                counted += 1;
+                due += u32::from(rests);
+            }
+        }
+        f64::from(due) / f64::from(counted)
+    }
+
+    const BUSY: Duration = Duration::from_micros(14);
+
+    #[test]
+    fn a_shard_rests_while_most_of_many_clients_have_not_asked_again() {
+        assert_eq!(share(64, 2, BUSY), 1.0);
+        assert_eq!(share(16, 2, BUSY), 1.0);
+        // Each asks once in a while, as viewers do.
+        assert_eq!(share(100_000, 2, BUSY), 1.0);
+    }
+
+    #[test]
+    fn few_clients_are_not_made_to_wait() {
+        assert_eq!(share(1, 1, BUSY / 2), 0.0);
+        assert_eq!(share(8, 2, BUSY), 0.0);
+    }
+
+    #[test]
+    fn what_is_at_hand_is_enough() {
+        assert_eq!(share(64, 22, BUSY * 11), 0.0, "a third of those who ask is here");
+        assert_eq!(share(64, 21, BUSY * 11), 1.0);
+        assert_eq!(share(500, 32, BUSY * 16), 0.0, "many");
+        assert_eq!(share(500, 0, BUSY), 0.0, "nobody");
+    }
+
+    #[test]
+    fn a_shard_with_little_to_do_does_not_rest() {
+        // 50,000 events a second: one and a half during a rest.
+        assert_eq!(share(64, 1, Duration::from_micros(20)), 0.0);
+        assert_eq!(share(64, 1, Duration::from_micros(10)), 1.0);
+    }
+
+    #[test]
+    fn the_rush_of_a_moment_is_forgotten() {
+        let begun = Instant::now();
+        let mut pace = Pace::new(begun);
+        let mut windows = [0; 64];
+        for window in &mut windows {
+            pace.event(window);
+            pace.event(window);
+        }
+        assert!(pace.looked(2, begun + WINDOW));
+        pace.event(&mut windows[0]);
+        assert!(!pace.looked(1, begun + WINDOW * 1000), "a second later one asks");
+    }
+}
