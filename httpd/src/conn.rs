@@ -17,7 +17,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use crate::http::body::Decoder;
 use crate::pipes::{PIPE_BYTES, Pipe};
 use crate::reactor::{Socket, TimedOut};
-use crate::turns;
+use crate::turns::{self, Turn};
 use crate::upstream::Slot;
 
 /// Bytes read from a socket at a time into the input buffer.
@@ -452,22 +452,22 @@ impl Conn {
         Ok(())
     }
 
-    /// Sends a part of a file from the page cache, without a copy through this process.
+    /// Sends a part of a file from the page cache, without a copy through this process, as `turn` permits.
     pub(crate) async fn send_file(
         &mut self,
         file: &File,
         offset: u64,
         length: u64,
+        turn: &mut Turn,
     ) -> Result<(), ConnError> {
         let mut at = offset;
         let end = offset + length;
-        let mut turn = turns::Turn::of_weight(1);
         while at < end {
             let portion = (end - at).min(turns::PORTION) as usize;
-            turn.take(portion as u64).await;
+            turn.take(portion as u64, turns::WARM).await;
             let result = rustix::fs::sendfile(self.fd(), file, Some(&mut at), portion);
             let sent = *result.as_ref().unwrap_or(&0);
-            turn.sent(portion as u64, (portion - sent) as u64);
+            turn.sent(portion as u64, (portion - sent) as u64, turns::WARM);
             match result {
                 Ok(0) => return Err(ConnError::Io(std::io::ErrorKind::UnexpectedEof.into())),
                 // A socket that took less is tried once more: acknowledgements come in meanwhile, and waiting at

@@ -19,6 +19,8 @@ const ROUND_BYTES: u64 = 2 << 20;
 const SMALL_BYTES: u64 = 64 * 1024;
 /// Bytes a bulk send asks for at a time.
 pub(crate) const PORTION: u64 = 2 << 20;
+/// What goes by sendfile counts once.
+pub(crate) const WARM: u64 = 1;
 /// What is read past the page cache counts so many times: it costs some four times what sendfile costs, and small
 /// answers are to go first (decisions/0010).
 pub(crate) const COLD: u64 = 24;
@@ -71,34 +73,29 @@ impl Turns {
 
 /// Waits until `bytes` may be sent in the current round.
 pub(crate) async fn take(bytes: u64) {
-    Turn::of_weight(1).take(bytes).await;
+    Turn::default().take(bytes, WARM).await;
 }
 
-/// The place of a bulk send among those that wait, kept for [`PORTION`] bytes.
-#[derive(Debug)]
+/// The place of a bulk send among those that wait, kept for [`PORTION`] bytes. One for all of a part of an answer: what is
+/// partly cold would queue up twice otherwise, and under load take twice as long as the others.
+#[derive(Debug, Default)]
 pub(crate) struct Turn {
-    weight: u64,
     place: u64,
     left: u64,
 }
 
 impl Turn {
-    /// For bytes that each count as so many ([`COLD`]).
-    pub(crate) fn of_weight(weight: u64) -> Self {
-        Self { weight, place: 0, left: 0 }
-    }
-
-    /// Waits until `bytes` may be sent in the current round.
-    pub(crate) async fn take(&mut self, bytes: u64) {
-        if bytes * self.weight > SMALL_BYTES {
-            wait(self, bytes * self.weight).await;
+    /// Waits until `bytes` that each count as `weight` ([`WARM`], [`COLD`]) may be sent in the current round.
+    pub(crate) async fn take(&mut self, bytes: u64, weight: u64) {
+        if bytes * weight > SMALL_BYTES {
+            wait(self, bytes * weight).await;
         }
     }
 
     /// Of the bytes `taken` so many were not sent: others may send as much in this round.
-    pub(crate) fn sent(&mut self, taken: u64, unsent: u64) {
+    pub(crate) fn sent(&mut self, taken: u64, unsent: u64, weight: u64) {
         self.left = self.left.saturating_sub(taken - unsent);
-        give_back(taken * self.weight, unsent * self.weight);
+        give_back(taken * weight, unsent * weight);
     }
 }
 
@@ -183,21 +180,21 @@ mod tests {
             .expect("a runtime");
         let order = runtime.block_on(async {
             let order = Rc::new(RefCell::new(Vec::new()));
-            let (mut first, mut second) = (Turn::of_weight(1), Turn::of_weight(1));
-            first.take(PORTION).await;
-            first.sent(PORTION, PORTION / 2);
-            second.take(PORTION).await;
-            second.sent(PORTION, 0);
+            let (mut first, mut second) = (Turn::default(), Turn::default());
+            first.take(PORTION, WARM).await;
+            first.sent(PORTION, PORTION / 2, WARM);
+            second.take(PORTION, WARM).await;
+            second.sent(PORTION, 0, WARM);
             // The round is used: all of these wait, and ask in this order.
             let waiting = [
-                (Turn::of_weight(1), PORTION, "third"),
+                (Turn::default(), PORTION, "third"),
                 (second, PORTION, "second, another portion"),
                 (first, PORTION / 2, "first, the rest"),
             ]
             .map(|(mut turn, bytes, name)| {
                 let order = Rc::clone(&order);
                 monoio::spawn(async move {
-                    turn.take(bytes).await;
+                    turn.take(bytes, WARM).await;
                     order.borrow_mut().push(name);
                 })
             });

@@ -28,7 +28,7 @@ impl StorageShard {
             let end = range.end.min(at + WINDOW_BYTES);
             if segment.file().is_resident(at, end - at) {
                 let file = segment.file().std().ok_or(ConnError::Closed)?;
-                conn.send_file(file, at, end - at).await?;
+                conn.send_file(file, at, end - at, &mut Turn::default()).await?;
             } else {
                 self.send_raw_cold(conn, segment, at..end).await?;
             }
@@ -59,7 +59,7 @@ impl StorageShard {
             let bytes = raw.bytes();
             at += bytes.len() as u64;
             next = read(at.min(range.end));
-            Turn::of_weight(turns::COLD).take(bytes.len() as u64).await;
+            Turn::default().take(bytes.len() as u64, turns::COLD).await;
             conn.send(bytes).await?;
         }
         Ok(())

@@ -136,7 +136,7 @@ impl Source<'_> {
         if self.is_checked(&first) && self.is_resident(&first) {
             return Ok(None);
         }
-        let mut turn = Turn::of_weight(turns::COLD);
+        let mut turn = Turn::default();
         if let Some(block) = self.cold(part, &mut turn).await? {
             in_time(block.ready()).await?;
             return Ok(Some(Begun { block, turn }));
@@ -179,13 +179,13 @@ impl Source<'_> {
         let mut noted = u64::MAX;
         let (mut next, mut turn) = match first {
             Some(Begun { block, turn }) => (Some(block), turn),
-            None => (None, Turn::of_weight(turns::COLD)),
+            None => (None, Turn::default()),
         };
         while at < part.end {
             if next.is_none() {
                 let window = at..part.end.min(at + WINDOW_BYTES);
                 if self.is_checked(&window) && self.is_resident(&window) {
-                    self.send_resident(conn, &window).await?;
+                    self.send_resident(conn, &window, &mut turn).await?;
                     at = window.end;
                     continue;
                 }
@@ -198,7 +198,7 @@ impl Source<'_> {
             };
             let Some(block) = block else {
                 self.check(at..end).await?;
-                self.send_resident(conn, &(at..end)).await?;
+                self.send_resident(conn, &(at..end), &mut turn).await?;
                 at = end;
                 continue;
             };
@@ -230,9 +230,15 @@ impl Source<'_> {
         self.shard.cold.read_ahead(self.segment, self.slot(), self.located, unit)
     }
 
-    async fn send_resident(&self, conn: &mut Conn, range: &Range<u64>) -> Result<(), ConnError> {
+    async fn send_resident(
+        &self,
+        conn: &mut Conn,
+        range: &Range<u64>,
+        turn: &mut Turn,
+    ) -> Result<(), ConnError> {
         let file = self.segment.file().std().ok_or(ConnError::Closed)?;
-        conn.send_file(file, self.located.offset + range.start, range.end - range.start).await
+        let offset = self.located.offset + range.start;
+        conn.send_file(file, offset, range.end - range.start, turn).await
     }
 
     /// Sends from a block; returns where it stopped, which is before the end only when the client is slow
@@ -247,9 +253,9 @@ impl Source<'_> {
         let mut at = range.start;
         loop {
             let end = range.end.min(at + COLD_PORTION);
-            turn.take(end - at).await;
+            turn.take(end - at, turns::COLD).await;
             let sent = block.with(at, end, |bytes| conn.try_send(bytes))? as u64;
-            turn.sent(end - at, end - at - sent);
+            turn.sent(end - at, end - at - sent, turns::COLD);
             at += sent;
             if at == range.end {
                 return Ok(at);

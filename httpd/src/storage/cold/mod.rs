@@ -20,7 +20,7 @@ use reel_engine::format::trailer::BLOCK_BYTES;
 use reel_engine::read::{self, Unit};
 use reel_engine::{Error, Located, Segment, Store};
 
-use crate::turns::Turn;
+use crate::turns::{self, Turn};
 use heat::{Heat, PLACE_BYTES};
 use pool::{Lent, Pool};
 
@@ -316,7 +316,7 @@ impl Cold {
 
 /// To begin a direct read costs the shard about half of what it costs to send the bytes.
 pub(super) async fn take_turn(turn: &mut Turn, unit: &Unit) {
-    turn.take(unit.length / 2).await;
+    turn.take(unit.length / 2, turns::COLD).await;
 }
 
 fn file_key(segment: &Segment) -> (u64, u32) {
