@@ -226,7 +226,7 @@ def make_film(path, bytes_):
 
 
 def upload(path, url):
-    subprocess.run(["curl", "-sS", "-f", "-T", str(path), url], check=True, capture_output=True)
+    subprocess.run(["curl", "-sS", "--fail-with-body", "-T", str(path), url], check=True, capture_output=True)
 
 
 def warm(url):
