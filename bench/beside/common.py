@@ -226,7 +226,9 @@ def make_film(path, bytes_):
 
 
 def upload(path, url):
-    subprocess.run(["curl", "-sS", "--fail-with-body", "-T", str(path), url], check=True, capture_output=True)
+    put = subprocess.run(["curl", "-sS", "--fail-with-body", "-T", str(path), url], capture_output=True, text=True)
+    if put.returncode:
+        sys.exit(f"{url} was not uploaded: {put.stdout} {put.stderr}")
 
 
 def warm(url):
