@@ -41,9 +41,6 @@ pub(crate) struct TimedOut;
 #[derive(Debug, Default)]
 struct Side {
     ready: Cell<bool>,
-    /// Whether somebody waits.
-    waiting: Cell<bool>,
-    /// Who waits or has waited: most often the next one to wait, too.
     waker: RefCell<Option<Waker>>,
     /// Tick at which the wait ends; 0 for none.
     deadline: Cell<u64>,
@@ -61,10 +58,9 @@ impl Side {
 
     fn wake(&self) {
         self.deadline.set(0);
-        if self.waiting.replace(false)
-            && let Some(waker) = &*self.waker.borrow()
-        {
-            waker.wake_by_ref();
+        let waker = self.waker.take();
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 
@@ -87,16 +83,10 @@ impl Side {
                 return Poll::Ready(Err(TimedOut));
             }
             self.deadline.set(deadline);
-            self.waiting.set(true);
-            let mut waker = self.waker.borrow_mut();
-            match &mut *waker {
-                Some(waker) => waker.clone_from(context.waker()),
-                None => *waker = Some(context.waker().clone()),
-            }
+            self.waker.replace(Some(context.waker().clone()));
             Poll::Pending
         })
         .await;
-        self.waiting.set(false);
         self.deadline.set(0);
         waited
     }

@@ -1,7 +1,6 @@
 //! Request heads.
 
 use std::mem::MaybeUninit;
-use std::ops::{Deref, DerefMut};
 
 /// Headers of one request; more are answered with 431.
 const MAX_HEADERS: usize = 64;
@@ -71,7 +70,7 @@ pub struct Request {
     /// `Expect: 100-continue`.
     pub expects_continue: bool,
     /// The header fields this server looks at.
-    pub fields: FewFields,
+    pub fields: Fields,
 }
 
 /// Header fields this server looks at; `None` when absent.
@@ -102,46 +101,6 @@ pub struct Fields {
     /// `Access-Control-Request-Headers`
     pub request_headers: Option<String>,
 }
-
-/// [`Fields`] that take memory from the first one on: most requests have none of them.
-#[derive(Debug, Clone, Default)]
-pub struct FewFields(Option<Box<Fields>>);
-
-impl Deref for FewFields {
-    type Target = Fields;
-
-    fn deref(&self) -> &Fields {
-        static NONE: Fields = Fields {
-            range: None,
-            if_range: None,
-            if_match: None,
-            if_none_match: None,
-            if_modified_since: None,
-            if_unmodified_since: None,
-            content_type: None,
-            origin: None,
-            content_crc32: None,
-            request_id: None,
-            forwarded_id: None,
-            request_headers: None,
-        };
-        self.0.as_deref().unwrap_or(&NONE)
-    }
-}
-
-impl DerefMut for FewFields {
-    fn deref_mut(&mut self) -> &mut Fields {
-        self.0.get_or_insert_default()
-    }
-}
-
-impl PartialEq for FewFields {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
-    }
-}
-
-impl Eq for FewFields {}
 
 impl Fields {
     /// The request's id: the client's own, or the one an HTTP server gave it.
@@ -274,7 +233,7 @@ struct Seen {
     expects_continue: bool,
     length: Option<u64>,
     chunked: bool,
-    fields: FewFields,
+    fields: Fields,
 }
 
 impl Seen {
