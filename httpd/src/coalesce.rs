@@ -7,6 +7,7 @@
 //!
 //! Pure: the shard's [`crate::reactor`] asks whether a rest is due, and takes it (docs/decisions/0019).
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// How long a shard rests.
@@ -14,7 +15,7 @@ pub(crate) const REST: Duration = Duration::from_micros(30);
 /// As long events are counted before they say how busy the sockets are.
 const WINDOW: Duration = Duration::from_millis(1);
 /// A rest is due when so many events may be expected during it: fewer would only come later.
-const WORTH: u64 = 2;
+const WORTH: u32 = 2;
 /// A look that found so many has gathered enough.
 const ENOUGH: usize = 32;
 /// So many sockets, at least, must have had events in the last window.
@@ -25,25 +26,26 @@ const PART: usize = 3;
 /// How busy a shard's sockets are.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    window: u32,
+    /// The windows so far, this one included.
+    window: u64,
     begun: Instant,
     /// Events since the window began, and the sockets they came from.
-    events: u64,
+    events: u32,
     sockets: usize,
-    /// In the window before: events in the time of a rest, and the sockets they came from.
-    expected: u64,
+    /// Of the window before: whether a rest is worth it, and the sockets that had events.
+    busy: bool,
     active: usize,
 }
 
 impl Pace {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { window: 1, begun: now, events: 0, sockets: 0, expected: 0, active: 0 }
+        Self { window: 1, begun: now, events: 0, sockets: 0, busy: false, active: 0 }
     }
 
     /// A socket has an event; `last` is the window of its event before, to be kept with it (0 at first).
-    pub(crate) fn event(&mut self, last: &mut u32) {
-        self.events += 1;
-        if std::mem::replace(last, self.window) != self.window {
+    pub(crate) fn event(&mut self, last: &Cell<u64>) {
+        self.events = self.events.saturating_add(1);
+        if last.replace(self.window) != self.window {
             self.sockets += 1;
         }
     }
@@ -52,13 +54,12 @@ impl Pace {
     pub(crate) fn looked(&mut self, found: usize, now: Instant) -> bool {
         let took = now.saturating_duration_since(self.begun);
         if took >= WINDOW {
-            let expected = u128::from(self.events) * REST.as_nanos() / took.as_nanos();
-            self.expected = u64::try_from(expected).unwrap_or(u64::MAX);
+            self.busy = REST * self.events >= took * WORTH;
             self.active = self.sockets;
-            self.window = self.window.wrapping_add(1).max(1);
+            self.window += 1;
             (self.begun, self.events, self.sockets) = (now, 0, 0);
         }
-        self.expected >= WORTH
+        self.busy
             && self.active >= CROWD
             && (1..ENOUGH).contains(&found)
             && found * PART <= self.active
@@ -74,11 +75,11 @@ mod tests {
     fn share(sockets: usize, found: usize, gap: Duration) -> f64 {
         let begun = Instant::now();
         let mut pace = Pace::new(begun);
-        let mut windows = vec![0; sockets];
+        let windows = vec![Cell::new(0); sockets];
         let (mut next, mut due, mut counted) = (0, 0, 0);
         for look in 1..10_000 {
             for _ in 0..found {
-                pace.event(&mut windows[next]);
+                pace.event(&windows[next]);
                 next = (next + 1) % sockets;
             }
             let now = begun + gap * look;
@@ -126,13 +127,13 @@ mod tests {
     fn the_rush_of_a_moment_is_forgotten() {
         let begun = Instant::now();
         let mut pace = Pace::new(begun);
-        let mut windows = [0; 64];
-        for window in &mut windows {
+        let windows = vec![Cell::new(0); 64];
+        for window in &windows {
             pace.event(window);
             pace.event(window);
         }
         assert!(pace.looked(2, begun + WINDOW));
-        pace.event(&mut windows[0]);
+        pace.event(&windows[0]);
         assert!(!pace.looked(1, begun + WINDOW * 1000), "a second later one asks");
     }
 }

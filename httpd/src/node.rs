@@ -22,6 +22,7 @@ use crate::balance;
 use crate::congestion::Congestion;
 use crate::gateway::{Gateway, GatewayShard};
 use crate::handover::{self, Counter, Offer, Taken};
+use crate::reactor;
 use crate::replicate::{HOLD_WAIT, HoldQuestion, ask_holders, run_followers, run_shared};
 use crate::shard::{self, Doors, Stop};
 use crate::side::Side;
@@ -436,7 +437,7 @@ fn in_runtime<T>(
     run: impl Future<Output = T>,
 ) -> Result<T, RunError> {
     shard::pin(index, shards);
-    crate::reactor::rest_exactly();
+    reactor::rest_exactly();
     let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
         .with_entries(1024)
         .enable_timer()

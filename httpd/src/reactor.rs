@@ -100,7 +100,7 @@ struct State {
     /// The other side will send nothing more.
     closed: Cell<bool>,
     /// The last window of [`Pace`] in which it had an event.
-    window: Cell<u32>,
+    window: Cell<u64>,
 }
 
 /// A non-blocking socket of this shard.
@@ -329,9 +329,7 @@ impl Reactor {
         let key = event.data.u64() as usize;
         let sockets = self.sockets.borrow();
         let Some(Some(state)) = sockets.states.get(key) else { return };
-        let mut window = state.window.get();
-        pace.event(&mut window);
-        state.window.set(window);
+        pace.event(&state.window);
         let flags = event.flags;
         let failed = flags.intersects(EventFlags::ERR | EventFlags::HUP);
         if failed || flags.contains(EventFlags::RDHUP) {
