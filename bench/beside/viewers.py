@@ -14,7 +14,6 @@ def climb(args, at, path, pid):
     """The highest number of viewers without a stall, and memory a connection at it."""
     command = ["taskset", "-c", LOAD_CORE, BENCH, "viewers", "--server", f"127.0.0.1:{at}", "--path", path, "--film", str(FILM)]
     command += ["--from", str(args.begin), "--step", str(args.step), "--to", str(args.end), "--hold", str(args.hold), "--piece", str(args.piece)]
-    command += ["--spin"] if args.spin else []
     before = memory_kib(pid)
     best, memory = 0, float("nan")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -34,14 +33,12 @@ def climb(args, at, path, pid):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--begin", type=int, default=8000)
-    parser.add_argument("--end", type=int, default=19500)
+    parser.add_argument("--begin", type=int, default=11800)
+    parser.add_argument("--end", type=int, default=19800, help="each viewer is a descriptor here and one at the server: `ulimit -Hn` may hold fewer")
     parser.add_argument("--step", type=int, default=1000)
     # An overload of a tenth shows as a stall after 20 s: that long a backlog takes to grow to the time of a piece.
     parser.add_argument("--hold", type=int, default=30, help="seconds that each number of viewers is held")
     parser.add_argument("--piece", type=int, default=500_000, help="bytes every 2 s")
-    # The server pays for waking a generator that sleeps, with an interrupt to the other core for most of what it sends.
-    parser.add_argument("--spin", action="store_true", help="the generator never sleeps, as if it were another machine")
     args = parser.parse_args()
     need("nginx", "taskset", "curl", REEL, BENCH)
     # Each viewer is a descriptor here and one at the server.

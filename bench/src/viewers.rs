@@ -48,10 +48,6 @@ pub(crate) struct Args {
     /// Seconds of each step that count; as many pieces before as make one round do not
     #[arg(long, default_value_t = 6)]
     hold: u64,
-    /// Look for answers without ever sleeping. Otherwise most answers wake this process, and on the same machine the server
-    /// pays for it: in a virtual machine more than a fourth of its time
-    #[arg(long)]
-    spin: bool,
 }
 
 struct Viewer {
@@ -159,7 +155,6 @@ fn hold(args: &Args, epoll: &std::os::fd::OwnedFd, viewers: &mut [Viewer]) -> Re
             next = (next + 1) % viewers.len();
         }
         let wait = viewers[next].due.saturating_duration_since(now).min(Duration::from_millis(20));
-        let wait = if args.spin { Duration::ZERO } else { wait };
         let wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: wait.as_nanos() as i64 };
         events.clear();
         match epoll::wait(epoll, spare_capacity(&mut events), Some(&wait)) {

@@ -24,6 +24,9 @@ use crate::upstream::Slot;
 const READ_BYTES: usize = 16 * 1024;
 /// Gathered output is sent when it has so many bytes, or before the connection waits for input.
 const GATHER_BYTES: usize = 256 * 1024;
+/// From this many bytes on, a body is sent in whole segments. Less leaves no remainder that an acknowledgement could
+/// push out: the kernel takes 64 KiB of a file at a time.
+const CORK_BYTES: u64 = 128 * 1024;
 
 /// How long a body may be slower than the least rate at its beginning.
 const RATE_GRACE: Duration = Duration::from_secs(30);
@@ -85,6 +88,8 @@ pub(crate) struct Conn {
     received: u64,
     /// Bytes a second below which a body is given up; 0 for none.
     min_rate: u64,
+    /// Whether only whole segments go out.
+    corked: bool,
     _slot: Option<Slot>,
 }
 
@@ -112,6 +117,7 @@ impl Conn {
             passed: 0,
             received: 0,
             min_rate: 0,
+            corked: false,
             _slot: None,
         })
     }
@@ -444,6 +450,26 @@ impl Conn {
         Ok(())
     }
 
+    /// `bytes` follow, in portions. If they are many, only whole segments go out until [`Conn::uncork`], or after 200 ms
+    /// (TCP_CORK, tcp(7)): what a portion leaves over is no segment of its own then, which it would become with each
+    /// acknowledgement that comes in between.
+    pub(crate) fn cork(&mut self, bytes: u64) -> Result<(), ConnError> {
+        if bytes >= CORK_BYTES && !self.corked {
+            rustix::net::sockopt::set_tcp_cork(self.fd(), true)?;
+            self.corked = true;
+        }
+        Ok(())
+    }
+
+    /// Sends what is left of what was corked.
+    pub(crate) fn uncork(&mut self) -> Result<(), ConnError> {
+        if self.corked {
+            rustix::net::sockopt::set_tcp_cork(self.fd(), false)?;
+            self.corked = false;
+        }
+        Ok(())
+    }
+
     /// Sends what was gathered, telling the kernel that a file follows (one segment for both).
     pub(crate) async fn flush_before_file(&mut self) -> Result<(), ConnError> {
         let out = std::mem::take(&mut self.out);
@@ -530,8 +556,8 @@ fn read_spare(fd: BorrowedFd<'_>, into: &mut Vec<u8>, want: usize) -> Result<usi
 mod tests {
     use super::*;
 
-    #[test]
-    fn whoever_is_slower_than_the_least_rate_for_long_is_given_up() {
+    /// Runs `test` with a connection to a listener that accepts nothing.
+    fn connected(test: impl FnOnce(Conn)) {
         let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
             .enable_timer()
             .build()
@@ -540,7 +566,26 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
             let address = listener.local_addr().expect("an address");
             let stream = std::net::TcpStream::connect(address).expect("connects");
-            let conn = Conn::new(stream.into(), Duration::from_secs(1)).expect("adopted");
+            test(Conn::new(stream.into(), Duration::from_secs(1)).expect("adopted"));
+        });
+    }
+
+    #[test]
+    fn long_bodies_are_corked_and_nothing_stays_so() {
+        connected(|mut conn| {
+            let corked = |conn: &Conn| rustix::net::sockopt::tcp_cork(conn.fd()).expect("asked");
+            conn.cork(CORK_BYTES - 1).expect("set");
+            assert!(!corked(&conn), "a short body has no remainders");
+            conn.cork(CORK_BYTES).expect("set");
+            assert!(corked(&conn));
+            conn.uncork().expect("set");
+            assert!(!corked(&conn), "the last segment is out");
+        });
+    }
+
+    #[test]
+    fn whoever_is_slower_than_the_least_rate_for_long_is_given_up() {
+        connected(|conn| {
             let mut conn = conn.of(IpAddr::V4(Ipv4Addr::LOCALHOST), 1000);
             conn.begin();
             assert!(conn.check_rate().is_ok(), "it has just begun");

@@ -23,6 +23,7 @@ impl StorageShard {
         segment: &Arc<Segment>,
         range: Range<u64>,
     ) -> Result<(), ConnError> {
+        conn.cork(range.end - range.start)?;
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min(at + WINDOW_BYTES);
@@ -34,7 +35,7 @@ impl StorageShard {
             }
             at = end;
         }
-        Ok(())
+        conn.uncork()
     }
 
     /// A block at a time, the next one being read while one leaves.

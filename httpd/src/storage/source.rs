@@ -157,6 +157,7 @@ impl Source<'_> {
         if let Some(bytes) = self.small {
             return conn.queue(&bytes[part.start as usize..part.end as usize]).await;
         }
+        conn.cork(part.end - part.start)?;
         conn.flush_before_file().await?;
         let sent = self.send_large(conn, part, first).await;
         sent.map_err(|error| match error {
@@ -166,7 +167,8 @@ impl Source<'_> {
                 tracing::error!(%error, "damaged object; the answer is broken off");
                 ConnError::Closed
             }
-        })
+        })?;
+        conn.uncork()
     }
 
     async fn send_large(
