@@ -19,6 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TICK = os.sysconf("SC_CLK_TCK")
 SERVER_CORE = os.environ.get("REEL_SERVER_CORE", "0")
 LOAD_CORE = os.environ.get("REEL_LOAD_CORE", "1")
+# A cache line's way to another core and back takes some 50 ns where both share a cache, 400 where they do not (EPYC).
+SHARED_CACHE_NS = 150
 REEL = os.environ.get("REEL", str(ROOT / "target/release/reel"))
 BENCH = os.environ.get("REEL_BENCH", str(ROOT / "target/release/reel-bench"))
 
@@ -268,6 +270,11 @@ def wrk(url, connections=64, seconds=4, script=None, threads=1, core=LOAD_CORE, 
         "p99_ms": float(p99[1]) * unit[p99[2]] if p99 else float("nan"),
         "text": text,
     }
+
+
+def cores_apart():
+    """Whether the server's core and the load's share no cache: a virtual machine's host places them, and moves them. Apart, each request costs both sides a quarter more, of which the server cannot help anything."""
+    return float(subprocess.run([BENCH, "cores", "--one", SERVER_CORE, "--other", LOAD_CORE], capture_output=True, text=True, check=True, timeout=60).stdout) > SHARED_CACHE_NS
 
 
 def spread(values, digits=2):

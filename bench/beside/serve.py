@@ -3,7 +3,11 @@
 
 Both on the same core in turn, wrk on the other. Ratios are Reelstore's figure over nginx's of the same
 round; below 1 is better for CPU, above 1 for the rate. At 4 KiB a bare loop (`reel-bench bare`: read, send from
-memory, nothing else) takes its turn too: what the kernel leaves to be won."""
+memory, nothing else) takes its turn too: what the kernel leaves to be won.
+
+Where the two cores share a cache, and where they do not, are two different machines; a virtual machine's host moves
+its cores between them. It is asked before and after each turn (`reel-bench cores`); a round in which it changed compares
+nothing and is set aside. Rounds go on until `--rounds` of them had a shared cache, at most `--most`."""
 
 import argparse
 import os
@@ -12,12 +16,14 @@ from common import *
 
 SIZES = {"4 KiB": 4096, "64 KiB": 65536, "1 MiB": 1 << 20, "16 MiB": 16 << 20}
 CONNECTIONS = {"16 MiB": 16}
+SHARED, APART, CHANGED = "cores that share a cache", "cores apart", "cores moved (compares nothing)"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--most", type=int, default=30, help="rounds at most, whatever the cores did")
+    parser.add_argument("--seconds", type=float, default=2, help="of a turn")
     parser.add_argument("--sizes", default=",".join(SIZES))
     args = parser.parse_args()
     need("wrk", "nginx", "taskset", REEL, BENCH)
@@ -38,25 +44,27 @@ def main():
                 bare = bench.start([BENCH, "bare", "--listen", f"127.0.0.1:{at}", "--bytes", str(SIZES[size])], SERVER_CORE)
                 wait_for(at)
                 servers.append(("bare", at, [bare.pid]))
-            found = {name: {"cpu": [], "rate": []} for name, _, _ in servers[1:]}
-            for round_ in range(args.rounds + 1):
-                seconds = 1 if round_ == 0 else args.seconds
-                got_by = {}
+            found = {}
+            for round_ in range(args.most + 1):
+                got_by, apart = {}, [cores_apart()]
                 for name, at, pids in servers:
                     before = sum(threads_cpu(pid) for pid in pids)
-                    got = wrk(f"http://127.0.0.1:{at}/{path}", connections, seconds)
+                    got = wrk(f"http://127.0.0.1:{at}/{path}", connections, args.seconds if round_ else 1)
                     assert got["bad"] == 0, got["text"]
                     used = sum(threads_cpu(pid) for pid in pids) - before
                     got_by[name] = (used / got["requests"] * 1e6, got["rate"], got["p99_ms"])
+                    apart.append(cores_apart())
                 if round_ == 0:
                     continue
-                their_cpu, their_rate, _ = got_by["nginx"]
-                for name, values in found.items():
-                    values["cpu"].append(got_by[name][0] / their_cpu)
-                    values["rate"].append(got_by[name][1] / their_rate)
-                say(f"  {size} round {round_}: " + "; ".join(f"{name} {cpu:.2f} us of CPU a request, {rate:.0f} requests/s, p99 {p99:.2f} ms" for name, (cpu, rate, p99) in got_by.items()))
-            for name, values in found.items():
-                say(f"{size}, {name} beside nginx: CPU {spread(values['cpu'])}; rate {spread(values['rate'])}")
+                state = CHANGED if len(set(apart)) > 1 else APART if apart[0] else SHARED
+                say(f"  {size} round {round_}, {state}: " + "; ".join(f"{name} {cpu:.2f} us of CPU a request, {rate:.0f} requests/s, p99 {p99:.2f} ms" for name, (cpu, rate, p99) in got_by.items()))
+                found.setdefault(state, []).append(got_by)
+                if len(found.get(SHARED, [])) == args.rounds:
+                    break
+            for state, rounds in found.items():
+                for name, _, _ in servers[1:]:
+                    cpu, rate = (spread([got[name][what] / got["nginx"][what] for got in rounds]) for what in (0, 1))
+                    say(f"{size}, {state}, {len(rounds)} rounds, {name} beside nginx: CPU {cpu}; rate {rate}")
 
 
 if __name__ == "__main__":

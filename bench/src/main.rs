@@ -7,6 +7,7 @@ mod bare;
 mod beats;
 mod catalog;
 mod cluster;
+mod cores;
 mod durable_puts;
 mod engine;
 mod floor;
@@ -41,6 +42,8 @@ enum Command {
     Beats(beats::Args),
     /// What the disk does without us: one appended write + fdatasync each, a second
     Floor(floor::Args),
+    /// How long a cache line takes from one core to another and back, in nanoseconds
+    Cores(cores::Args),
     /// A large file up and down beside the storage node's anonymous memory
     Large(large::Args),
     /// Durable small puts through the engine beside one appended write + fdatasync each
@@ -62,6 +65,7 @@ fn main() -> std::process::ExitCode {
         Command::Catalog(args) => catalog::run(&args),
         Command::Beats(args) => beats::run(&args),
         Command::Floor(args) => floor::run(&args),
+        Command::Cores(args) => cores::run(&args),
         Command::Large(args) => large::run(&args),
         Command::EnginePuts(args) => engine::run_puts(&args),
         Command::EngineLarge(args) => engine::run_large(&args),
