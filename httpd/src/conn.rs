@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -14,14 +15,14 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::{SpliceFlags, splice};
 
+use crate::buffers::{self, READ_BYTES};
 use crate::http::body::Decoder;
 use crate::pipes::{PIPE_BYTES, Pipe};
+use crate::prompt::{Desk, Left};
 use crate::reactor::{Socket, TimedOut};
 use crate::turns::{self, Turn};
 use crate::upstream::Slot;
 
-/// Bytes read from a socket at a time into the input buffer.
-const READ_BYTES: usize = 16 * 1024;
 /// Gathered output is sent when it has so many bytes, or before the connection waits for input.
 const GATHER_BYTES: usize = 256 * 1024;
 /// From this many bytes on, a body is sent in whole segments. Less leaves no remainder that an acknowledgement could
@@ -206,8 +207,21 @@ impl Conn {
             self.start = 0;
         }
         loop {
+            match self.socket.left() {
+                Some(Left::Input(bytes)) => {
+                    self.input = bytes;
+                    self.came = self.socket.woken().unwrap_or_else(Instant::now);
+                    return Ok(());
+                }
+                Some(Left::Output(bytes)) => {
+                    self.out = bytes;
+                    self.flush().await?;
+                }
+                None => {}
+            }
             if !self.socket.may_read() {
                 self.socket.readable(limit).await?;
+                continue;
             }
             if self.input.capacity() == 0 {
                 self.input = buffers::take();
@@ -234,6 +248,21 @@ impl Conn {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Waits for the next request, at most `limit`, when nothing of it has come; `desk` answers those that it can while
+    /// the connection waits, and each begins the time anew.
+    pub(crate) async fn fill_attended(
+        &mut self,
+        limit: Duration,
+        desk: &Rc<dyn Desk>,
+    ) -> Result<(), ConnError> {
+        // What is still to be sent goes before what is answered meanwhile.
+        self.flush().await?;
+        self.socket.attend(desk, self.client, limit);
+        let filled = self.fill(limit).await;
+        self.socket.attend_no_more();
+        filled
     }
 
     /// Appends body bytes to `into` until it holds `full` bytes or the body is complete.
@@ -369,8 +398,8 @@ impl Conn {
     }
 
     /// Sends bytes behind what was gathered, from where they lie if nothing is in the way; what does not
-    /// go at once is gathered. [`Conn::flush_if_full`] must follow.
-    pub(crate) fn send_at_once(&mut self, bytes: &[u8]) {
+    /// go at once is gathered. [`Conn::flush_if_full`] must follow. How many they are.
+    pub(crate) fn send_at_once(&mut self, bytes: &[u8]) -> u64 {
         let mut sent = 0;
         // With more requests at hand, their answers go out together.
         if self.out.is_empty() && self.input().is_empty() {
@@ -380,6 +409,7 @@ impl Conn {
         if sent < bytes.len() {
             self.out().extend_from_slice(&bytes[sent..]);
         }
+        bytes.len() as u64
     }
 
     /// Sends as many bytes as there is room for; what was gathered must be out.
@@ -505,39 +535,6 @@ impl Conn {
             }
         }
         Ok(())
-    }
-}
-
-/// Buffers that connections of a shard lend each other while bytes pass.
-mod buffers {
-    use std::cell::RefCell;
-
-    use super::READ_BYTES;
-
-    /// Buffers kept.
-    const KEPT: usize = 64;
-    /// Bytes of the largest that is kept.
-    const LARGEST: usize = 4 * READ_BYTES;
-
-    thread_local! {
-        static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-    }
-
-    /// An empty buffer with room for what a socket gives at a time.
-    pub(super) fn take() -> Vec<u8> {
-        FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(READ_BYTES))
-    }
-
-    /// Gives a buffer back.
-    pub(super) fn give(mut buffer: Vec<u8>) {
-        if (READ_BYTES..=LARGEST).contains(&buffer.capacity()) {
-            buffer.clear();
-            FREE.with_borrow_mut(|free| {
-                if free.len() < KEPT {
-                    free.push(buffer);
-                }
-            });
-        }
     }
 }
 

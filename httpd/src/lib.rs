@@ -8,6 +8,7 @@
 mod access_log;
 mod answer;
 mod balance;
+mod buffers;
 mod coalesce;
 mod congestion;
 mod conn;
@@ -16,6 +17,7 @@ mod handover;
 pub mod http;
 mod node;
 mod pipes;
+mod prompt;
 mod reactor;
 mod replicate;
 mod shard;
@@ -24,6 +26,7 @@ mod storage;
 mod tally;
 mod turns;
 mod upstream;
+mod whole;
 
 pub use storage::{Verdict, judge, offer_of};
 

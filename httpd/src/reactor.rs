@@ -24,6 +24,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, socko
 
 use crate::coalesce::{Pace, REST};
 use crate::congestion::Congestion;
+use crate::prompt::{Attended, Desk, Left, Outbox};
 use crate::turns;
 
 /// How exactly time limits are kept.
@@ -39,8 +40,10 @@ pub(crate) struct TimedOut;
 
 /// One direction of a socket.
 #[derive(Debug, Default)]
-struct Side {
+pub(crate) struct Side {
     ready: Cell<bool>,
+    /// Something else is there for whoever waits.
+    nudged: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Tick at which the wait ends; 0 for none.
     deadline: Cell<u64>,
@@ -54,6 +57,22 @@ impl Side {
         self.ready.set(true);
         self.woken.set(Some(now));
         self.wake();
+    }
+
+    fn nudge(&self, now: Instant) {
+        self.nudged.set(true);
+        self.woken.set(Some(now));
+        self.wake();
+    }
+
+    /// There is nothing (more) to be had, or no room.
+    pub(crate) fn drained(&self) {
+        self.ready.set(false);
+    }
+
+    /// Whoever waits does so until this tick.
+    pub(crate) fn waits_until(&self, tick: u64) {
+        self.deadline.set(tick);
     }
 
     fn wake(&self) {
@@ -76,7 +95,7 @@ impl Side {
         let deadline = reactor.deadline(limit);
         self.expired.set(false);
         let waited = poll_fn(|context| {
-            if self.ready.get() {
+            if self.ready.get() || self.nudged.take() {
                 return Poll::Ready(Ok(()));
             }
             if self.expired.replace(false) {
@@ -93,20 +112,35 @@ impl Side {
 }
 
 /// A socket's state, shared with the reactor.
-#[derive(Debug, Default)]
-struct State {
-    input: Side,
+pub(crate) struct State {
+    fd: OwnedFd,
+    pub(crate) input: Side,
     output: Side,
     /// The other side will send nothing more.
     closed: Cell<bool>,
     /// The last window of [`Pace`] in which it had an event.
     window: Cell<u64>,
+    /// Who answers while it waits for a request.
+    pub(crate) attended: RefCell<Option<Attended>>,
+    /// What its task has to deal with before it reads and writes.
+    pub(crate) left: RefCell<Option<Left>>,
+}
+
+impl State {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Leaves something to the task, which wakes; from now on it is not attended any more.
+    pub(crate) fn leave(&self, left: Left, now: Instant) {
+        self.attended.take();
+        self.left.replace(Some(left));
+        self.input.nudge(now);
+    }
 }
 
 /// A non-blocking socket of this shard.
-#[derive(Debug)]
 pub(crate) struct Socket {
-    fd: OwnedFd,
     key: usize,
     state: Rc<State>,
     reactor: Rc<Reactor>,
@@ -114,7 +148,6 @@ pub(crate) struct Socket {
 
 /// A listening socket of this shard. A connection is taken only when it is handed out: one that nobody takes any more
 /// stays in the kernel's queue. (An accept in the ring may take one whose future is gone.)
-#[derive(Debug)]
 pub(crate) struct Listener(Socket);
 
 impl Listener {
@@ -154,6 +187,11 @@ impl Listener {
             }
         }
     }
+}
+
+/// The ticks after which a wait of at most `limit` ends: one more, because the tick in progress has begun already.
+fn ticks(limit: Duration) -> u64 {
+    1 + limit.as_millis().div_ceil(TICK.as_millis()) as u64
 }
 
 /// Any descriptor can be polled; a stream is what the runtime offers a poll for.
@@ -236,6 +274,8 @@ pub(crate) struct Reactor {
     gate: TcpStream,
     /// Room for what the kernel tells; empty.
     events: RefCell<Vec<epoll::Event>>,
+    /// Answers that a look has found; empty beyond it.
+    outbox: Outbox,
     pace: RefCell<Pace>,
     /// Ticks since the start, from 1.
     now: Cell<u64>,
@@ -247,7 +287,7 @@ impl std::fmt::Debug for Reactor {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Slots {
     states: Vec<Option<Rc<State>>>,
     free: Vec<usize>,
@@ -267,6 +307,7 @@ impl Reactor {
         let reactor = Rc::new(Self {
             gate: pollable(gate)?,
             events: RefCell::default(),
+            outbox: Outbox::default(),
             pace: RefCell::new(Pace::new(Instant::now())),
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             sockets: RefCell::default(),
@@ -280,8 +321,7 @@ impl Reactor {
     }
 
     fn deadline(&self, limit: Duration) -> u64 {
-        // One more, because the tick in progress has begun already.
-        self.now.get() + 1 + limit.as_millis().div_ceil(TICK.as_millis()) as u64
+        self.now.get() + ticks(limit)
     }
 
     /// Wakes whoever waits for a socket that became ready. For ever.
@@ -317,6 +357,7 @@ impl Reactor {
             for event in &events {
                 self.dispatch(event, now, &mut pace);
             }
+            self.outbox.send(now);
             found += events.len();
             if events.len() < EVENTS {
                 self.events.replace(events);
@@ -332,14 +373,14 @@ impl Reactor {
         pace.event(&state.window);
         let flags = event.flags;
         let failed = flags.intersects(EventFlags::ERR | EventFlags::HUP);
+        if failed || flags.contains(EventFlags::OUT) && !state.output.ready.get() {
+            state.output.raise(now);
+        }
         if failed || flags.contains(EventFlags::RDHUP) {
             state.closed.set(true);
-        }
-        if failed || flags.intersects(EventFlags::IN | EventFlags::RDHUP) {
             state.input.raise(now);
-        }
-        if failed || flags.contains(EventFlags::OUT) {
-            state.output.raise(now);
+        } else if flags.contains(EventFlags::IN) && !self.outbox.read(state, now, self.now.get()) {
+            state.input.raise(now);
         }
     }
 
@@ -363,10 +404,16 @@ impl Socket {
     pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let reactor = Reactor::current()?;
         rustix::io::ioctl_fionbio(&fd, true)?;
-        let state = Rc::new(State::default());
-        // It is tried first; the first edge may come before.
-        state.input.ready.set(true);
-        state.output.ready.set(true);
+        let state = Rc::new(State {
+            fd,
+            // It is tried first; the first edge may come before.
+            input: Side { ready: Cell::new(true), ..Side::default() },
+            output: Side { ready: Cell::new(true), ..Side::default() },
+            closed: Cell::default(),
+            window: Cell::default(),
+            attended: RefCell::default(),
+            left: RefCell::default(),
+        });
         let key = {
             let mut sockets = reactor.sockets.borrow_mut();
             let key = sockets.free.pop().unwrap_or(sockets.states.len());
@@ -376,15 +423,15 @@ impl Socket {
             sockets.states[key] = Some(Rc::clone(&state));
             key
         };
-        let socket = Self { fd, key, state, reactor };
+        let socket = Self { key, state, reactor };
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        epoll::add(&socket.reactor.epoll, &socket.fd, EventData::new_u64(key as u64), flags)?;
+        epoll::add(&socket.reactor.epoll, socket.fd(), EventData::new_u64(key as u64), flags)?;
         Ok(socket)
     }
 
     /// The descriptor.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.state.fd()
     }
 
     /// Whether a read may find something.
@@ -399,7 +446,7 @@ impl Socket {
 
     /// A read found nothing.
     pub(crate) fn drained(&self) {
-        self.state.input.ready.set(false);
+        self.state.input.drained();
     }
 
     /// A read found less than it asked for: there is nothing more, unless it is the end (epoll(7)).
@@ -411,10 +458,26 @@ impl Socket {
 
     /// A write found no room.
     pub(crate) fn filled(&self) {
-        self.state.output.ready.set(false);
+        self.state.output.drained();
     }
 
-    /// Waits until a read may find something, at most `limit`.
+    /// From now on, while it waits for input, `desk` answers what it can; each answer lets it wait for `limit` anew.
+    pub(crate) fn attend(&self, desk: &Rc<dyn Desk>, client: IpAddr, limit: Duration) {
+        let ticks = ticks(limit);
+        self.state.attended.replace(Some(Attended { desk: Rc::clone(desk), client, ticks }));
+    }
+
+    /// Nobody but its task answers any more.
+    pub(crate) fn attend_no_more(&self) {
+        self.state.attended.take();
+    }
+
+    /// What the reactor has left to its task.
+    pub(crate) fn left(&self) -> Option<Left> {
+        self.state.left.take()
+    }
+
+    /// Waits until a read may find something, or something was [`left`](Self::left), at most `limit`.
     pub(crate) async fn readable(&self, limit: Duration) -> Result<(), TimedOut> {
         self.state.input.wait(&self.reactor, limit).await
     }
@@ -428,7 +491,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         // Before the descriptor is closed: a copy of it elsewhere would keep its events alive.
-        let _ = epoll::delete(&self.reactor.epoll, &self.fd);
+        let _ = epoll::delete(&self.reactor.epoll, self.fd());
         let mut sockets = self.reactor.sockets.borrow_mut();
         sockets.states[self.key] = None;
         sockets.free.push(self.key);

@@ -20,8 +20,10 @@ use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
 use crate::http::request::{self, Framing, Request};
 use crate::http::response::{Head, error_body};
+use crate::prompt::{Desk, Prompt};
 use crate::reactor::{self, Listener};
 use crate::tally;
+use crate::whole::WholeAnswer;
 
 /// Connections that wait in the kernel for a shard.
 const BACKLOG: i32 = 4096;
@@ -68,10 +70,14 @@ pub(crate) trait Service: 'static {
     async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError>;
     /// Adds what a request should have before it is served.
     fn prepare(&self, _request: &mut Request) {}
-    /// Answers what needs no waiting; `None`, and nothing done, for all else.
-    fn serve_at_once(&self, _conn: &mut Conn, _request: &Request) -> Option<Answered> {
+    /// Whether it ever has a [`whole_answer`](Self::whole_answer).
+    const HAS_WHOLE: bool = false;
+    /// The answer, a 200, if it is in memory.
+    fn whole_answer(&self, _request: &Request, _now: Instant) -> Option<Rc<WholeAnswer>> {
         None
     }
+    /// Counts a whole answer that was sent.
+    fn count_whole(&self, _client: IpAddr, _request: &Request, _bytes: u64, _came: Instant) {}
     /// The date for response heads.
     fn date(&self) -> Rc<str>;
     /// Brings what was counted to the process's metrics; called every [`tally::FLUSH`].
@@ -252,8 +258,13 @@ pub(crate) async fn run<S: Service>(
             }
         }
     });
+    let desk = S::HAS_WHOLE.then(|| -> Rc<dyn Desk> {
+        let (service, head_bytes, stop) = (Rc::clone(&service), limits.head_bytes, stop.clone());
+        Rc::new(WholeAnswers { service, head_bytes, stop })
+    });
     let door = Door {
         service,
+        desk,
         limits,
         stop,
         activity,
@@ -300,6 +311,7 @@ pub(crate) async fn run<S: Service>(
 /// Where connections come in.
 struct Door<S> {
     service: Rc<S>,
+    desk: Option<Rc<dyn Desk>>,
     limits: Rc<LimitsConfig>,
     stop: Stop,
     activity: Rc<Activity>,
@@ -359,9 +371,11 @@ impl<S: Service> Door<S> {
         open.increment(1);
         let (service, limits) = (Rc::clone(&self.service), Rc::clone(&self.limits));
         let (stop, activity) = (self.stop.clone(), Rc::clone(&self.activity));
+        let desk = self.desk.clone();
         monoio::spawn(async move {
-            if let Err(error) = connection(socket, from, &*service, &limits, &stop, &activity).await
-            {
+            let served =
+                connection(socket, from, &*service, desk.as_ref(), &limits, &stop, &activity);
+            if let Err(error) = served.await {
                 tracing::debug!(%error, "connection ended");
             }
             activity.leave(from);
@@ -370,10 +384,38 @@ impl<S: Service> Door<S> {
     }
 }
 
+/// What a service answers from memory, for connections that wait.
+struct WholeAnswers<S> {
+    service: Rc<S>,
+    head_bytes: usize,
+    stop: Stop,
+}
+
+impl<S: Service> Desk for WholeAnswers<S> {
+    fn answer(&self, input: &[u8], now: Instant) -> Option<Prompt> {
+        // What is refused, comes in pieces or together with more is its task's.
+        let Ok(Some((request, used))) = request::parse(input) else { return None };
+        let plain = used == input.len()
+            && used <= self.head_bytes
+            && request.framing == Framing::None
+            && !self.stop.is_stopping();
+        if !plain {
+            return None;
+        }
+        let answer = self.service.whole_answer(&request, now)?;
+        Some(Prompt { request, answer })
+    }
+
+    fn answered(&self, client: IpAddr, Prompt { request, answer }: &Prompt, came: Instant) {
+        self.service.count_whole(client, request, answer.bytes().len() as u64, came);
+    }
+}
+
 async fn connection<S: Service>(
     socket: OwnedFd,
     client: IpAddr,
     service: &S,
+    desk: Option<&Rc<dyn Desk>>,
     limits: &LimitsConfig,
     stop: &Stop,
     activity: &Activity,
@@ -381,7 +423,9 @@ async fn connection<S: Service>(
     let mut conn = Conn::new(socket, limits.stall_timeout.0)?.of(client, limits.min_rate.0);
     let mut fresh = Some(Counted::new(&activity.fresh));
     loop {
-        let mut request = match read_head(&mut conn, limits, fresh.is_some()).await {
+        // The first request is its task's: those that have not asked yet are counted.
+        let at_desk = desk.filter(|_| fresh.is_none());
+        let mut request = match read_head(&mut conn, limits, at_desk, fresh.is_some()).await {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(refused) => {
@@ -404,8 +448,10 @@ async fn connection<S: Service>(
         request.keep_alive &= !stop.is_stopping();
         if request.framing == Framing::None
             && !stop.is_stopping()
-            && service.serve_at_once(&mut conn, &request).is_some_and(|answered| !answered.close)
+            && let Some(answer) = service.whole_answer(&request, conn.came())
         {
+            let bytes = conn.send_at_once(&answer.bytes());
+            service.count_whole(client, &request, bytes, conn.came());
             conn.flush_if_full().await?;
             continue;
         }
@@ -425,6 +471,7 @@ async fn connection<S: Service>(
 async fn read_head(
     conn: &mut Conn,
     limits: &LimitsConfig,
+    desk: Option<&Rc<dyn Desk>>,
     first: bool,
 ) -> Result<Option<Request>, request::Refused> {
     const SLOW: request::Refused = request::Refused {
@@ -457,7 +504,11 @@ async fn read_head(
             end.saturating_duration_since(Instant::now())
         };
         let idle = conn.input().is_empty();
-        match conn.fill(wait).await {
+        let filled = match desk {
+            Some(desk) if idle => conn.fill_attended(wait, desk).await,
+            _ => conn.fill(wait).await,
+        };
+        match filled {
             Ok(()) => {}
             Err(ConnError::Stalled) if !idle => return Err(SLOW),
             Err(_) => return Ok(None),

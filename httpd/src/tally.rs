@@ -3,13 +3,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reel_control::metrics::{Latency, Times, latency};
 
 use crate::access_log::{AccessLog, Line, Scribe};
-use crate::conn::Conn;
 use crate::http::request::{Method, Request};
 
 /// How old the process's metrics may be.
@@ -73,7 +73,7 @@ impl RequestMetrics {
     /// Counts one answered request that came at `started`.
     pub(crate) fn count(
         &self,
-        conn: &Conn,
+        client: IpAddr,
         request: &Request,
         status: u16,
         sent: u64,
@@ -84,7 +84,7 @@ impl RequestMetrics {
             scribe.note(&Line {
                 time_ms: reel_engine::clock::now_ms(),
                 request_id: request.fields.id(),
-                client: conn.client(),
+                client,
                 method: request.method.name(),
                 path: &request.path,
                 range: request.fields.range.as_deref(),

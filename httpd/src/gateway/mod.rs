@@ -278,7 +278,13 @@ impl Service for Rc<GatewayShard> {
         let (started, before) = (Instant::now(), conn.given());
         let result = self.route(conn, request).await;
         let status = result.as_ref().map_or(499, |answered| answered.status);
-        self.metrics.count(conn, request, status, conn.given().saturating_sub(before), started);
+        self.metrics.count(
+            conn.client(),
+            request,
+            status,
+            conn.given().saturating_sub(before),
+            started,
+        );
         result
     }
 

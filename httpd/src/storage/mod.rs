@@ -23,7 +23,7 @@ mod sweep;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -56,6 +56,7 @@ use crate::http::request::{Method, Request};
 use crate::shard::{Answered, Service};
 use crate::tally::RequestMetrics;
 use crate::upstream::Upstreams;
+use crate::whole::WholeAnswer;
 use names::NameCache;
 use stage::CatalogStage;
 
@@ -253,15 +254,24 @@ impl Service for Rc<StorageShard> {
         let result = self.route(conn, request).await;
         self.node.status.load.fetch_sub(load, Ordering::Relaxed);
         let status = result.as_ref().map_or(499, |answered| answered.status);
-        self.metrics.count(conn, request, status, conn.given().saturating_sub(before), started);
+        self.metrics.count(
+            conn.client(),
+            request,
+            status,
+            conn.given().saturating_sub(before),
+            started,
+        );
         result
     }
 
-    fn serve_at_once(&self, conn: &mut Conn, request: &Request) -> Option<Answered> {
-        let came = conn.came();
-        let (answered, bytes) = self.answer_hot(conn, request, came)?;
-        self.metrics.count(conn, request, answered.status, bytes, came);
-        Some(answered)
+    const HAS_WHOLE: bool = true;
+
+    fn whole_answer(&self, request: &Request, now: Instant) -> Option<Rc<WholeAnswer>> {
+        self.hot_answer(request, now)
+    }
+
+    fn count_whole(&self, client: IpAddr, request: &Request, bytes: u64, came: Instant) {
+        self.metrics.count(client, request, 200, bytes, came);
     }
 
     fn date(&self) -> Rc<str> {
