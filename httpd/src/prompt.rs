@@ -26,9 +26,9 @@ pub(crate) trait Desk {
     fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant);
 }
 
-/// A request and its answer.
+/// An answer, and the request if that is to be noted.
 pub(crate) struct Prompt {
-    pub(crate) request: Request,
+    pub(crate) request: Option<Box<Request>>,
     pub(crate) answer: Rc<WholeAnswer>,
 }
 
@@ -105,5 +105,110 @@ impl Outbox {
                 state.leave(Left::Output(bytes[sent..].to_vec()), now);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+    use reel_control::config::CorsConfig;
+
+    use super::*;
+    use crate::answer::Answers;
+
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    /// Knows the answer to "ask".
+    struct OneAnswer {
+        answer: Rc<WholeAnswer>,
+        answered: Cell<usize>,
+    }
+
+    impl Desk for OneAnswer {
+        fn answer(&self, input: &[u8], _: Instant) -> Option<Prompt> {
+            (input == b"ask").then(|| Prompt { request: None, answer: Rc::clone(&self.answer) })
+        }
+
+        fn answered(&self, client: IpAddr, _: &Prompt, _: Instant) {
+            assert_eq!(client, CLIENT);
+            self.answered.set(self.answered.get() + 1);
+        }
+    }
+
+    /// A client, its connection at a desk that has `body` bytes for it, and an outbox.
+    fn attended(body: usize) -> (TcpStream, Rc<State>, Rc<OneAnswer>, Outbox) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let (server, _) = listener.accept().expect("accepted");
+        server.set_nonblocking(true).expect("set");
+        let answers = Answers::new(CorsConfig::default(), None);
+        let answer = WholeAnswer::new(&answers, b"\r\n", &vec![7; body]).expect("an answer");
+        let desk = Rc::new(OneAnswer { answer: Rc::new(answer), answered: Cell::new(0) });
+        let state = Rc::new(State::new(server.into()));
+        let at_desk = Attended { desk: Rc::clone(&desk) as Rc<dyn Desk>, client: CLIENT, ticks: 5 };
+        state.attended.replace(Some(at_desk));
+        (client, state, desk, Outbox::default())
+    }
+
+    #[test]
+    fn what_is_known_is_answered_and_the_task_sleeps_on() {
+        let (mut client, state, desk, outbox) = attended(4096);
+        for tick in [100, 200] {
+            client.write_all(b"ask").expect("sent");
+            assert!(outbox.read(&state, Instant::now(), tick));
+            assert_eq!(desk.answered.get() as u64, tick / 100 - 1, "all is read before it is sent");
+            outbox.send(Instant::now());
+            let mut got = vec![0; desk.answer.bytes().len()];
+            client.read_exact(&mut got).expect("the answer");
+            assert_eq!(got, *desk.answer.bytes());
+            assert_eq!(state.input.found(), (false, false, tick + 5), "it waits anew");
+        }
+        assert!(outbox.read(&state, Instant::now(), 300), "nothing came");
+        outbox.send(Instant::now());
+        assert_eq!(desk.answered.get(), 2);
+        assert!(state.left.take().is_none());
+    }
+
+    #[test]
+    fn all_else_is_left_to_the_task() {
+        let (mut client, state, desk, outbox) = attended(16);
+        client.write_all(b"askask").expect("sent");
+        assert!(outbox.read(&state, Instant::now(), 1));
+        outbox.send(Instant::now());
+        assert!(matches!(state.left.take(), Some(Left::Input(bytes)) if bytes == b"askask"));
+        assert_eq!(state.input.found(), (false, true, 0), "it is woken");
+        client.write_all(b"ask").expect("sent");
+        assert!(!outbox.read(&state, Instant::now(), 2), "not attended any more");
+        assert_eq!(desk.answered.get(), 0);
+    }
+
+    #[test]
+    fn the_end_is_left_to_the_task() {
+        let (client, state, _, outbox) = attended(16);
+        drop(client);
+        while outbox.read(&state, Instant::now(), 1) {
+            std::thread::yield_now();
+        }
+        assert!(state.left.take().is_none());
+    }
+
+    #[test]
+    fn what_finds_no_room_is_left_to_the_task_to_the_byte() {
+        let (mut client, state, desk, outbox) = attended(32 << 20);
+        client.write_all(b"ask").expect("sent");
+        assert!(outbox.read(&state, Instant::now(), 1));
+        outbox.send(Instant::now());
+        let Some(Left::Output(rest)) = state.left.take() else { panic!("it took 32 MiB") };
+        assert!(state.input.found().1 && state.attended.borrow().is_none());
+        let whole = desk.answer.bytes();
+        let mut got = vec![0; whole.len() - rest.len()];
+        client.read_exact(&mut got).expect("what had room");
+        got.extend_from_slice(&rest);
+        assert!(got == *whole);
+        client.set_nonblocking(true).expect("set");
+        assert_eq!(client.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
     }
 }

@@ -75,6 +75,12 @@ impl Side {
         self.deadline.set(tick);
     }
 
+    /// What a wait would find: input (or room), and something else.
+    #[cfg(test)]
+    pub(crate) fn found(&self) -> (bool, bool, u64) {
+        (self.ready.get(), self.nudged.get(), self.deadline.get())
+    }
+
     fn wake(&self) {
         self.deadline.set(0);
         let waker = self.waker.take();
@@ -127,6 +133,19 @@ pub(crate) struct State {
 }
 
 impl State {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            // It is tried first; the first edge may come before.
+            input: Side { ready: Cell::new(true), ..Side::default() },
+            output: Side { ready: Cell::new(true), ..Side::default() },
+            closed: Cell::default(),
+            window: Cell::default(),
+            attended: RefCell::default(),
+            left: RefCell::default(),
+        }
+    }
+
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -404,16 +423,7 @@ impl Socket {
     pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let reactor = Reactor::current()?;
         rustix::io::ioctl_fionbio(&fd, true)?;
-        let state = Rc::new(State {
-            fd,
-            // It is tried first; the first edge may come before.
-            input: Side { ready: Cell::new(true), ..Side::default() },
-            output: Side { ready: Cell::new(true), ..Side::default() },
-            closed: Cell::default(),
-            window: Cell::default(),
-            attended: RefCell::default(),
-            left: RefCell::default(),
-        });
+        let state = Rc::new(State::new(fd));
         let key = {
             let mut sockets = reactor.sockets.borrow_mut();
             let key = sockets.free.pop().unwrap_or(sockets.states.len());

@@ -76,8 +76,12 @@ pub(crate) trait Service: 'static {
     fn whole_answer(&self, _request: &Request, _now: Instant) -> Option<Rc<WholeAnswer>> {
         None
     }
-    /// Counts a whole answer that was sent.
-    fn count_whole(&self, _client: IpAddr, _request: &Request, _bytes: u64, _came: Instant) {}
+    /// Whether each request is noted.
+    fn notes_requests(&self) -> bool {
+        false
+    }
+    /// Counts a whole answer that was sent; the request, if requests are noted.
+    fn count_whole(&self, _: IpAddr, _: Option<&Request>, _bytes: u64, _came: Instant) {}
     /// The date for response heads.
     fn date(&self) -> Rc<str>;
     /// Brings what was counted to the process's metrics; called every [`tally::FLUSH`].
@@ -403,11 +407,13 @@ impl<S: Service> Desk for WholeAnswers<S> {
             return None;
         }
         let answer = self.service.whole_answer(&request, now)?;
+        let request = self.service.notes_requests().then(|| Box::new(request));
         Some(Prompt { request, answer })
     }
 
     fn answered(&self, client: IpAddr, Prompt { request, answer }: &Prompt, came: Instant) {
-        self.service.count_whole(client, request, answer.bytes().len() as u64, came);
+        let bytes = answer.bytes().len() as u64;
+        self.service.count_whole(client, request.as_deref(), bytes, came);
     }
 }
 
@@ -451,7 +457,7 @@ async fn connection<S: Service>(
             && let Some(answer) = service.whole_answer(&request, conn.came())
         {
             let bytes = conn.send_at_once(&answer.bytes());
-            service.count_whole(client, &request, bytes, conn.came());
+            service.count_whole(client, Some(&request), bytes, conn.came());
             conn.flush_if_full().await?;
             continue;
         }

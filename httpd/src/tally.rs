@@ -93,7 +93,17 @@ impl RequestMetrics {
                 micros: took.as_micros() as u64,
             });
         }
-        let index = METHODS.iter().position(|known| *known == request.method).unwrap_or(0);
+        self.add(request.method, status, sent, took);
+    }
+
+    /// Whether requests are noted in an access log.
+    pub(crate) fn has_log(&self) -> bool {
+        self.scribe.is_some()
+    }
+
+    /// Counts one answered request, without a note.
+    pub(crate) fn add(&self, method: Method, status: u16, sent: u64, took: Duration) {
+        let index = METHODS.iter().position(|known| *known == method).unwrap_or(0);
         let counted = &mut *self.counted.borrow_mut();
         counted.times[index].count(took);
         self.sent.add(sent);

@@ -48,11 +48,7 @@ impl Head {
     /// Begins a head with a status line and the date.
     pub fn new(status: u16, date: &str) -> Self {
         let mut text = String::with_capacity(512);
-        let _ = write!(
-            text,
-            "HTTP/1.1 {status} {}\r\nServer: reel\r\nDate: {date}\r\n",
-            reason(status)
-        );
+        let _ = write!(text, "HTTP/1.1 {status} {}\r\nDate: {date}\r\n", reason(status));
         Self { text }
     }
 

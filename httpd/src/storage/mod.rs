@@ -270,8 +270,15 @@ impl Service for Rc<StorageShard> {
         self.hot_answer(request, now)
     }
 
-    fn count_whole(&self, client: IpAddr, request: &Request, bytes: u64, came: Instant) {
-        self.metrics.count(client, request, 200, bytes, came);
+    fn notes_requests(&self) -> bool {
+        self.metrics.has_log()
+    }
+
+    fn count_whole(&self, client: IpAddr, request: Option<&Request>, bytes: u64, came: Instant) {
+        match request {
+            Some(request) => self.metrics.count(client, request, 200, bytes, came),
+            None => self.metrics.add(Method::Get, 200, bytes, came.elapsed()),
+        }
     }
 
     fn date(&self) -> Rc<str> {
