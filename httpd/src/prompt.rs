@@ -76,9 +76,7 @@ impl Outbox {
         };
         // With less than there was room for there is nothing more (epoll(7)).
         let all = read < pad.len();
-        if all {
-            state.input.drained();
-        }
+        state.input.has_more(!all);
         if all && let Some(prompt) = desk.answer(&pad[..read], now) {
             state.input.waits_until(tick + ticks);
             self.prompts.borrow_mut().push((Rc::clone(state), prompt));
@@ -183,6 +181,16 @@ mod tests {
         client.write_all(b"ask").expect("sent");
         assert!(!outbox.read(&state, Instant::now(), 2), "not attended any more");
         assert_eq!(desk.answered.get(), 0);
+    }
+
+    #[test]
+    fn of_much_that_came_the_task_finds_the_rest_itself() {
+        let (mut client, state, _, outbox) = attended(16);
+        state.input.drained();
+        client.write_all(&[5; READ_BYTES + 7]).expect("sent");
+        assert!(outbox.read(&state, Instant::now(), 1));
+        assert!(matches!(state.left.take(), Some(Left::Input(bytes)) if bytes == [5; READ_BYTES]));
+        assert_eq!(state.input.found(), (true, true, 0), "there is more");
     }
 
     #[test]

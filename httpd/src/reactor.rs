@@ -70,6 +70,11 @@ impl Side {
         self.ready.set(false);
     }
 
+    /// What was read was all, or there is more.
+    pub(crate) fn has_more(&self, more: bool) {
+        self.ready.set(more);
+    }
+
     /// Whoever waits does so until this tick.
     pub(crate) fn waits_until(&self, tick: u64) {
         self.deadline.set(tick);
