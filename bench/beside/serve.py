@@ -16,7 +16,7 @@ from common import *
 
 SIZES = {"4 KiB": 4096, "64 KiB": 65536, "1 MiB": 1 << 20, "16 MiB": 16 << 20}
 CONNECTIONS = {"16 MiB": 16}
-SHARED, APART, CHANGED = "cores that share a cache", "cores apart", "cores moved (compares nothing)"
+SHARED, APART, CHANGED = "cores that share a cache", "cores apart", "cores moved"
 
 
 def main():
@@ -58,7 +58,8 @@ def main():
                     continue
                 state = CHANGED if len(set(apart)) > 1 else APART if apart[0] else SHARED
                 say(f"  {size} round {round_}, {state}: " + "; ".join(f"{name} {cpu:.2f} us of CPU a request, {rate:.0f} requests/s, p99 {p99:.2f} ms" for name, (cpu, rate, p99) in got_by.items()))
-                found.setdefault(state, []).append(got_by)
+                if state != CHANGED:
+                    found.setdefault(state, []).append(got_by)
                 if len(found.get(SHARED, [])) == args.rounds:
                     break
             for state, rounds in found.items():

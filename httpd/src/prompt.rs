@@ -10,10 +10,11 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use crate::buffers::{self, READ_BYTES};
+use crate::buffers;
 use crate::http::request::Request;
 use crate::reactor::State;
 use crate::whole::WholeAnswer;
@@ -26,9 +27,9 @@ pub(crate) trait Desk {
     fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant);
 }
 
-/// An answer, and the request if that is to be noted.
+/// A request and its answer.
 pub(crate) struct Prompt {
-    pub(crate) request: Option<Box<Request>>,
+    pub(crate) request: Request,
     pub(crate) answer: Rc<WholeAnswer>,
 }
 
@@ -53,8 +54,6 @@ pub(crate) enum Left {
 #[derive(Default)]
 pub(crate) struct Outbox {
     prompts: RefCell<Vec<(Rc<State>, Prompt)>>,
-    /// Where input is read to.
-    pad: RefCell<Vec<u8>>,
 }
 
 impl Outbox {
@@ -63,29 +62,34 @@ impl Outbox {
     pub(crate) fn read(&self, state: &Rc<State>, now: Instant, tick: u64) -> bool {
         let waiting = state.attended.borrow();
         let Some(Attended { desk, ticks, .. }) = &*waiting else { return false };
-        let pad = &mut *self.pad.borrow_mut();
-        pad.resize(READ_BYTES, 0);
-        let read = match rustix::net::recv(state.fd(), &mut pad[..], RecvFlags::empty()) {
+        let mut input = buffers::take();
+        let room = spare_capacity(&mut input);
+        let came = rustix::net::recv(state.fd(), room, RecvFlags::empty());
+        // With less than there was room for there is nothing more (epoll(7)).
+        let all = input.len() < input.capacity();
+        let prompt = match came {
+            Ok((_, 1..)) if all => desk.answer(&input, now),
+            Ok((_, 1..)) => None,
             Err(Errno::AGAIN) => {
-                state.input.drained();
+                state.input.has_more(false);
+                buffers::give(input);
                 return true;
             }
-            // The end, or a failure, that the task will find as well.
-            Ok((0, _)) | Err(_) => return false,
-            Ok((read, _)) => read,
+            // The end, or a failure after which the task finds the end.
+            Ok((_, 0)) | Err(_) => {
+                buffers::give(input);
+                return false;
+            }
         };
-        // With less than there was room for there is nothing more (epoll(7)).
-        let all = read < pad.len();
         state.input.has_more(!all);
-        if all && let Some(prompt) = desk.answer(&pad[..read], now) {
+        if let Some(prompt) = prompt {
             state.input.waits_until(tick + ticks);
             self.prompts.borrow_mut().push((Rc::clone(state), prompt));
-            return true;
+            buffers::give(input);
+        } else {
+            drop(waiting);
+            state.leave(Left::Input(input), now);
         }
-        drop(waiting);
-        let mut input = buffers::take();
-        input.extend_from_slice(&pad[..read]);
-        state.leave(Left::Input(input), now);
         true
     }
 
@@ -116,6 +120,8 @@ mod tests {
 
     use super::*;
     use crate::answer::Answers;
+    use crate::buffers::READ_BYTES;
+    use crate::http::request::parse;
 
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -127,7 +133,8 @@ mod tests {
 
     impl Desk for OneAnswer {
         fn answer(&self, input: &[u8], _: Instant) -> Option<Prompt> {
-            (input == b"ask").then(|| Prompt { request: None, answer: Rc::clone(&self.answer) })
+            let (request, _) = parse(b"GET /u/x HTTP/1.1\r\nHost: h\r\n\r\n").ok()??;
+            (input == b"ask").then(|| Prompt { request, answer: Rc::clone(&self.answer) })
         }
 
         fn answered(&self, client: IpAddr, _: &Prompt, _: Instant) {
@@ -162,7 +169,7 @@ mod tests {
             let mut got = vec![0; desk.answer.bytes().len()];
             client.read_exact(&mut got).expect("the answer");
             assert_eq!(got, *desk.answer.bytes());
-            assert_eq!(state.input.found(), (false, false, tick + 5), "it waits anew");
+            assert_eq!(state.found(), (false, false, tick + 5), "it waits anew");
         }
         assert!(outbox.read(&state, Instant::now(), 300), "nothing came");
         outbox.send(Instant::now());
@@ -176,8 +183,8 @@ mod tests {
         client.write_all(b"askask").expect("sent");
         assert!(outbox.read(&state, Instant::now(), 1));
         outbox.send(Instant::now());
+        assert_eq!(state.found(), (false, true, 0), "it is woken");
         assert!(matches!(state.left.take(), Some(Left::Input(bytes)) if bytes == b"askask"));
-        assert_eq!(state.input.found(), (false, true, 0), "it is woken");
         client.write_all(b"ask").expect("sent");
         assert!(!outbox.read(&state, Instant::now(), 2), "not attended any more");
         assert_eq!(desk.answered.get(), 0);
@@ -186,11 +193,11 @@ mod tests {
     #[test]
     fn of_much_that_came_the_task_finds_the_rest_itself() {
         let (mut client, state, _, outbox) = attended(16);
-        state.input.drained();
+        state.input.has_more(false);
         client.write_all(&[5; READ_BYTES + 7]).expect("sent");
         assert!(outbox.read(&state, Instant::now(), 1));
+        assert_eq!(state.found(), (true, true, 0), "there is more");
         assert!(matches!(state.left.take(), Some(Left::Input(bytes)) if bytes == [5; READ_BYTES]));
-        assert_eq!(state.input.found(), (true, true, 0), "there is more");
     }
 
     #[test]
@@ -209,8 +216,8 @@ mod tests {
         client.write_all(b"ask").expect("sent");
         assert!(outbox.read(&state, Instant::now(), 1));
         outbox.send(Instant::now());
+        assert!(state.found().1 && state.attended.borrow().is_none());
         let Some(Left::Output(rest)) = state.left.take() else { panic!("it took 32 MiB") };
-        assert!(state.input.found().1 && state.attended.borrow().is_none());
         let whole = desk.answer.bytes();
         let mut got = vec![0; whole.len() - rest.len()];
         client.read_exact(&mut got).expect("what had room");

@@ -42,8 +42,6 @@ pub(crate) struct TimedOut;
 #[derive(Debug, Default)]
 pub(crate) struct Side {
     ready: Cell<bool>,
-    /// Something else is there for whoever waits.
-    nudged: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Tick at which the wait ends; 0 for none.
     deadline: Cell<u64>,
@@ -59,18 +57,7 @@ impl Side {
         self.wake();
     }
 
-    fn nudge(&self, now: Instant) {
-        self.nudged.set(true);
-        self.woken.set(Some(now));
-        self.wake();
-    }
-
-    /// There is nothing (more) to be had, or no room.
-    pub(crate) fn drained(&self) {
-        self.ready.set(false);
-    }
-
-    /// What was read was all, or there is more.
+    /// Whether a further call may find something, or room.
     pub(crate) fn has_more(&self, more: bool) {
         self.ready.set(more);
     }
@@ -78,12 +65,6 @@ impl Side {
     /// Whoever waits does so until this tick.
     pub(crate) fn waits_until(&self, tick: u64) {
         self.deadline.set(tick);
-    }
-
-    /// What a wait would find: input (or room), and something else.
-    #[cfg(test)]
-    pub(crate) fn found(&self) -> (bool, bool, u64) {
-        (self.ready.get(), self.nudged.get(), self.deadline.get())
     }
 
     fn wake(&self) {
@@ -102,11 +83,17 @@ impl Side {
         }
     }
 
-    async fn wait(&self, reactor: &Reactor, limit: Duration) -> Result<(), TimedOut> {
+    /// Waits until it is ready, or `or` says so.
+    async fn wait(
+        &self,
+        reactor: &Reactor,
+        limit: Duration,
+        or: impl Fn() -> bool,
+    ) -> Result<(), TimedOut> {
         let deadline = reactor.deadline(limit);
         self.expired.set(false);
         let waited = poll_fn(|context| {
-            if self.ready.get() || self.nudged.take() {
+            if self.ready.get() || or() {
                 return Poll::Ready(Ok(()));
             }
             if self.expired.replace(false) {
@@ -159,7 +146,18 @@ impl State {
     pub(crate) fn leave(&self, left: Left, now: Instant) {
         self.attended.take();
         self.left.replace(Some(left));
-        self.input.nudge(now);
+        self.input.woken.set(Some(now));
+        self.input.wake();
+    }
+
+    fn has_left(&self) -> bool {
+        self.left.borrow().is_some()
+    }
+
+    /// What a wait for input would find: input, something left; and when it would end.
+    #[cfg(test)]
+    pub(crate) fn found(&self) -> (bool, bool, u64) {
+        (self.input.ready.get(), self.has_left(), self.input.deadline.get())
     }
 }
 
@@ -461,7 +459,7 @@ impl Socket {
 
     /// A read found nothing.
     pub(crate) fn drained(&self) {
-        self.state.input.drained();
+        self.state.input.has_more(false);
     }
 
     /// A read found less than it asked for: there is nothing more, unless it is the end (epoll(7)).
@@ -473,7 +471,7 @@ impl Socket {
 
     /// A write found no room.
     pub(crate) fn filled(&self) {
-        self.state.output.drained();
+        self.state.output.has_more(false);
     }
 
     /// From now on, while it waits for input, `desk` answers what it can; each answer lets it wait for `limit` anew.
@@ -494,12 +492,12 @@ impl Socket {
 
     /// Waits until a read may find something, or something was [`left`](Self::left), at most `limit`.
     pub(crate) async fn readable(&self, limit: Duration) -> Result<(), TimedOut> {
-        self.state.input.wait(&self.reactor, limit).await
+        self.state.input.wait(&self.reactor, limit, || self.state.has_left()).await
     }
 
     /// Waits until a write may find room, at most `limit`.
     pub(crate) async fn writable(&self, limit: Duration) -> Result<(), TimedOut> {
-        self.state.output.wait(&self.reactor, limit).await
+        self.state.output.wait(&self.reactor, limit, || false).await
     }
 }
 

@@ -76,12 +76,8 @@ pub(crate) trait Service: 'static {
     fn whole_answer(&self, _request: &Request, _now: Instant) -> Option<Rc<WholeAnswer>> {
         None
     }
-    /// Whether each request is noted.
-    fn notes_requests(&self) -> bool {
-        false
-    }
-    /// Counts a whole answer that was sent; the request, if requests are noted.
-    fn count_whole(&self, _: IpAddr, _: Option<&Request>, _bytes: u64, _came: Instant) {}
+    /// Counts a whole answer that was sent.
+    fn count_whole(&self, _client: IpAddr, _request: &Request, _bytes: u64, _came: Instant) {}
     /// The date for response heads.
     fn date(&self) -> Rc<str>;
     /// Brings what was counted to the process's metrics; called every [`tally::FLUSH`].
@@ -399,22 +395,30 @@ impl<S: Service> Desk for WholeAnswers<S> {
     fn answer(&self, input: &[u8], now: Instant) -> Option<Prompt> {
         // What is refused, comes in pieces or together with more is its task's.
         let Ok(Some((request, used))) = request::parse(input) else { return None };
-        let plain = used == input.len()
-            && used <= self.head_bytes
-            && request.framing == Framing::None
-            && !self.stop.is_stopping();
-        if !plain {
+        if used != input.len() || used > self.head_bytes {
             return None;
         }
-        let answer = self.service.whole_answer(&request, now)?;
-        let request = self.service.notes_requests().then(|| Box::new(request));
+        let answer = whole_answer(&*self.service, &self.stop, &request, now)?;
         Some(Prompt { request, answer })
     }
 
     fn answered(&self, client: IpAddr, Prompt { request, answer }: &Prompt, came: Instant) {
         let bytes = answer.bytes().len() as u64;
-        self.service.count_whole(client, request.as_deref(), bytes, came);
+        self.service.count_whole(client, request, bytes, came);
     }
+}
+
+/// The whole answer to a request that is nothing but its head, unless the shard stops.
+fn whole_answer<S: Service>(
+    service: &S,
+    stop: &Stop,
+    request: &Request,
+    now: Instant,
+) -> Option<Rc<WholeAnswer>> {
+    if request.framing != Framing::None || stop.is_stopping() {
+        return None;
+    }
+    service.whole_answer(request, now)
 }
 
 async fn connection<S: Service>(
@@ -428,9 +432,10 @@ async fn connection<S: Service>(
 ) -> Result<(), ConnError> {
     let mut conn = Conn::new(socket, limits.stall_timeout.0)?.of(client, limits.min_rate.0);
     let mut fresh = Some(Counted::new(&activity.fresh));
+    let mut asks_for_whole = false;
     loop {
-        // The first request is its task's: those that have not asked yet are counted.
-        let at_desk = desk.filter(|_| fresh.is_none());
+        // Whoever asked for something else probably does again: at the desk it would be read in vain.
+        let at_desk = desk.filter(|_| asks_for_whole);
         let mut request = match read_head(&mut conn, limits, at_desk, fresh.is_some()).await {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
@@ -452,12 +457,11 @@ async fn connection<S: Service>(
         service.prepare(&mut request);
         // Said in the answer: what comes after it belongs to another process.
         request.keep_alive &= !stop.is_stopping();
-        if request.framing == Framing::None
-            && !stop.is_stopping()
-            && let Some(answer) = service.whole_answer(&request, conn.came())
-        {
+        let whole = whole_answer(service, stop, &request, conn.came());
+        asks_for_whole = whole.is_some();
+        if let Some(answer) = whole {
             let bytes = conn.send_at_once(&answer.bytes());
-            service.count_whole(client, Some(&request), bytes, conn.came());
+            service.count_whole(client, &request, bytes, conn.came());
             conn.flush_if_full().await?;
             continue;
         }

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use reel_control::metrics::{Latency, Times, latency};
 
 use crate::access_log::{AccessLog, Line, Scribe};
+use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
+use crate::shard::Answered;
 
 /// How old the process's metrics may be.
 pub(crate) const FLUSH: Duration = Duration::from_millis(200);
@@ -51,6 +53,19 @@ pub(crate) struct RequestMetrics {
     counters: RefCell<HashMap<(usize, u16), metrics::Counter>>,
 }
 
+/// When serving a request began, and what its connection had been given then.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    at: Instant,
+    given: u64,
+}
+
+impl Begun {
+    pub(crate) fn now(conn: &Conn) -> Self {
+        Self { at: Instant::now(), given: conn.given() }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counted {
     times: [Times; METHODS.len()],
@@ -68,6 +83,19 @@ impl RequestMetrics {
             sent: Count::of(metrics::counter!("reel_sent_bytes_total")),
             counters: RefCell::default(),
         }
+    }
+
+    /// Counts one request that was served, or broken off (499), since `begun`.
+    pub(crate) fn count_served(
+        &self,
+        begun: &Begun,
+        conn: &Conn,
+        request: &Request,
+        result: &Result<Answered, ConnError>,
+    ) {
+        let status = result.as_ref().map_or(499, |answered| answered.status);
+        let sent = conn.given().saturating_sub(begun.given);
+        self.count(conn.client(), request, status, sent, begun.at);
     }
 
     /// Counts one answered request that came at `started`.
@@ -93,17 +121,7 @@ impl RequestMetrics {
                 micros: took.as_micros() as u64,
             });
         }
-        self.add(request.method, status, sent, took);
-    }
-
-    /// Whether requests are noted in an access log.
-    pub(crate) fn has_log(&self) -> bool {
-        self.scribe.is_some()
-    }
-
-    /// Counts one answered request, without a note.
-    pub(crate) fn add(&self, method: Method, status: u16, sent: u64, took: Duration) {
-        let index = METHODS.iter().position(|known| *known == method).unwrap_or(0);
+        let index = METHODS.iter().position(|known| *known == request.method).unwrap_or(0);
         let counted = &mut *self.counted.borrow_mut();
         counted.times[index].count(took);
         self.sent.add(sent);

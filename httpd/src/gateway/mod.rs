@@ -27,7 +27,7 @@ use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request, query_value};
 use crate::pipes::Pipe;
 use crate::shard::{Answered, Service};
-use crate::tally::RequestMetrics;
+use crate::tally::{Begun, RequestMetrics};
 use crate::turns;
 use crate::upstream::{self, Response, Upstreams};
 use addresses::{AddressCache, LastAnswers, Whose};
@@ -275,16 +275,9 @@ impl Service for Rc<GatewayShard> {
     }
 
     async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
-        let (started, before) = (Instant::now(), conn.given());
+        let begun = Begun::now(conn);
         let result = self.route(conn, request).await;
-        let status = result.as_ref().map_or(499, |answered| answered.status);
-        self.metrics.count(
-            conn.client(),
-            request,
-            status,
-            conn.given().saturating_sub(before),
-            started,
-        );
+        self.metrics.count_served(&begun, conn, request, &result);
         result
     }
 

@@ -54,7 +54,7 @@ use crate::congestion::Congestion;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
 use crate::shard::{Answered, Service};
-use crate::tally::RequestMetrics;
+use crate::tally::{Begun, RequestMetrics};
 use crate::upstream::Upstreams;
 use crate::whole::WholeAnswer;
 use names::NameCache;
@@ -247,20 +247,13 @@ impl StorageShard {
 
 impl Service for Rc<StorageShard> {
     async fn serve(&self, conn: &mut Conn, request: &Request) -> Result<Answered, ConnError> {
-        let (started, before) = (Instant::now(), conn.given());
+        let begun = Begun::now(conn);
         // Load is what clients ask for; peers and probes do not count.
         let load = u32::from(!request.path.starts_with("/-/"));
         self.node.status.load.fetch_add(load, Ordering::Relaxed);
         let result = self.route(conn, request).await;
         self.node.status.load.fetch_sub(load, Ordering::Relaxed);
-        let status = result.as_ref().map_or(499, |answered| answered.status);
-        self.metrics.count(
-            conn.client(),
-            request,
-            status,
-            conn.given().saturating_sub(before),
-            started,
-        );
+        self.metrics.count_served(&begun, conn, request, &result);
         result
     }
 
@@ -270,15 +263,8 @@ impl Service for Rc<StorageShard> {
         self.hot_answer(request, now)
     }
 
-    fn notes_requests(&self) -> bool {
-        self.metrics.has_log()
-    }
-
-    fn count_whole(&self, client: IpAddr, request: Option<&Request>, bytes: u64, came: Instant) {
-        match request {
-            Some(request) => self.metrics.count(client, request, 200, bytes, came),
-            None => self.metrics.add(Method::Get, 200, bytes, came.elapsed()),
-        }
+    fn count_whole(&self, client: IpAddr, request: &Request, bytes: u64, came: Instant) {
+        self.metrics.count(client, request, 200, bytes, came);
     }
 
     fn date(&self) -> Rc<str> {
