@@ -3,7 +3,8 @@
 
 Both on the same core in turn, wrk on the other. Ratios are Reelstore's figure over nginx's of the same
 round; below 1 is better for CPU, above 1 for the rate. At 4 KiB a bare loop (`reel-bench bare`: read, send from
-memory, nothing else) takes its turn too: what the kernel leaves to be won.
+memory, nothing else) takes its turn too: what the kernel leaves to be won. There wrk's core is full before the server's; so
+all are asked by `reel-bench askers` as well, which spends less on a request.
 
 Where the two cores share a cache, and where they do not, are two different machines; a virtual machine's host moves
 its cores between them. It is asked before and after each turn (`reel-bench cores`); a round in which it changed compares
@@ -11,12 +12,30 @@ nothing and is set aside. Rounds go on until `--rounds` of them had a shared cac
 
 import argparse
 import os
+import subprocess
+import sys
 
 from common import *
 
 SIZES = {"4 KiB": 4096, "64 KiB": 65536, "1 MiB": 1 << 20, "16 MiB": 16 << 20}
 CONNECTIONS = {"16 MiB": 16}
 SHARED, APART, CHANGED = "cores that share a cache", "cores apart", "cores moved"
+
+
+def by_wrk(at, path, connections, seconds):
+    got = wrk(f"http://127.0.0.1:{at}/{path}", connections, seconds)
+    assert got["bad"] == 0, got["text"]
+    return got["requests"], got["rate"], f", p99 {got['p99_ms']:.2f} ms"
+
+
+def by_askers(at, path, connections, seconds):
+    """They end with an error at the first answer that is not like the first."""
+    asked = ["taskset", "-c", LOAD_CORE, BENCH, "askers", "--server", f"127.0.0.1:{at}", "--path", f"/{path}", "--connections", str(connections), "--seconds", str(seconds)]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=seconds + 60)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    answers, took = done.stdout.split()
+    return int(answers), int(answers) / float(took), ""
 
 
 def main():
@@ -39,33 +58,37 @@ def main():
         for size in args.sizes.split(","):
             path, connections = f"films/{SIZES[size]}.mp4", CONNECTIONS.get(size, 64)
             servers = [("nginx", nginx_port, workers), ("reel", port, [node.pid])]
+            loads = [("wrk", by_wrk)]
             if SIZES[size] == 4096:
                 at = free_port()
                 bare = bench.start([BENCH, "bare", "--listen", f"127.0.0.1:{at}", "--bytes", str(SIZES[size])], SERVER_CORE)
                 wait_for(at)
                 servers.append(("bare", at, [bare.pid]))
+                loads.append(("askers", by_askers))
             found = {}
             for round_ in range(args.most + 1):
                 got_by, apart = {}, [cores_apart()]
-                for name, at, pids in servers:
-                    before = sum(threads_cpu(pid) for pid in pids)
-                    got = wrk(f"http://127.0.0.1:{at}/{path}", connections, args.seconds if round_ else 1)
-                    assert got["bad"] == 0, got["text"]
-                    used = sum(threads_cpu(pid) for pid in pids) - before
-                    got_by[name] = (used / got["requests"] * 1e6, got["rate"], got["p99_ms"])
-                    apart.append(cores_apart())
+                for load, ask in loads:
+                    for name, at, pids in servers:
+                        before = sum(threads_cpu(pid) for pid in pids)
+                        requests, rate, p99 = ask(at, path, connections, args.seconds if round_ else 1)
+                        used = sum(threads_cpu(pid) for pid in pids) - before
+                        got_by[load, name] = (used / requests * 1e6, rate, p99)
+                        apart.append(cores_apart())
                 if round_ == 0:
                     continue
                 state = CHANGED if len(set(apart)) > 1 else APART if apart[0] else SHARED
-                say(f"  {size} round {round_}, {state}: " + "; ".join(f"{name} {cpu:.2f} us of CPU a request, {rate:.0f} requests/s, p99 {p99:.2f} ms" for name, (cpu, rate, p99) in got_by.items()))
+                for load, _ in loads:
+                    say(f"  {size} by {load}, round {round_}, {state}: " + "; ".join(f"{name} {cpu:.2f} us of CPU a request, {rate:.0f} requests/s{p99}" for (by, name), (cpu, rate, p99) in got_by.items() if by == load))
                 if state != CHANGED:
                     found.setdefault(state, []).append(got_by)
                 if len(found.get(SHARED, [])) == args.rounds:
                     break
             for state, rounds in found.items():
-                for name, _, _ in servers[1:]:
-                    cpu, rate = (spread([got[name][what] / got["nginx"][what] for got in rounds]) for what in (0, 1))
-                    say(f"{size}, {state}, {len(rounds)} rounds, {name} beside nginx: CPU {cpu}; rate {rate}")
+                for load, _ in loads:
+                    for name, _, _ in servers[1:]:
+                        cpu, rate = (spread([got[load, name][what] / got[load, "nginx"][what] for got in rounds]) for what in (0, 1))
+                        say(f"{size} by {load}, {state}, {len(rounds)} rounds, {name} beside nginx: CPU {cpu}; rate {rate}")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// A head as long as Reelstore's, and a body.
 fn answer(bytes: usize) -> Vec<u8> {
     let mut answer = format!(
-        "HTTP/1.1 200 OK\r\nServer: reel\r\nDate: Tue, 24 Nov 2026 10:00:00 GMT\r\nETag: \"100000-abcdef12\"\r\nLast-Modified: Tue, 24 Nov 2026 10:00:00 GMT\r\nAccept-Ranges: bytes\r\nReel-Crc32: 12345678\r\nContent-Type: video/mp4\r\nContent-Length: {bytes}\r\n\r\n"
+        "HTTP/1.1 200 OK\r\nDate: Tue, 24 Nov 2026 10:00:00 GMT\r\nReel-Node: 101\r\nAccess-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: *\r\nETag: \"100000-abcdef12\"\r\nLast-Modified: Tue, 24 Nov 2026 10:00:00 GMT\r\nAccept-Ranges: bytes\r\nReel-Crc32: 12345678\r\nContent-Type: video/mp4\r\nContent-Length: {bytes}\r\n\r\n"
     )
     .into_bytes();
     answer.resize(answer.len() + bytes, b'x');

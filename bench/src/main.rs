@@ -3,6 +3,7 @@
 //! These machines are shared: an absolute figure is worth little. What counts is the ratio, from
 //! alternating rounds, with its spread.
 
+mod askers;
 mod bare;
 mod beats;
 mod catalog;
@@ -34,6 +35,8 @@ enum Command {
     Viewers(viewers::Args),
     /// Readers at a steady pace, who say of each answer when it was asked for and how long it took
     Readers(readers::Args),
+    /// Clients that ask for one file again and again, for less than wrk spends
+    Askers(askers::Args),
     /// What the kernel alone asks for a small answer: one epoll, one read, one send from memory
     Bare(bare::Args),
     /// The catalog alone, with many rows beside none
@@ -61,6 +64,7 @@ fn main() -> std::process::ExitCode {
         Command::DurablePuts(args) => durable_puts::run(&args),
         Command::Viewers(args) => viewers::run(&args),
         Command::Readers(args) => readers::run(&args),
+        Command::Askers(args) => askers::run(&args),
         Command::Bare(args) => bare::run(&args),
         Command::Catalog(args) => catalog::run(&args),
         Command::Beats(args) => beats::run(&args),

@@ -1,0 +1,172 @@
+//! Clients that ask for one file again and again, each as soon as it has its answer (a closed loop).
+//!
+//! What wrk does, for less: no parser, no clock and no change of what is waited for at each request, and all answers at
+//! hand are read before the next requests go out. At 4 KiB wrk's core is full before a good server's is, and what is
+//! measured then is wrk; these ask for half as much again.
+
+use std::io::{Error, Read, Result, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::cluster::say;
+
+/// How long nothing may come.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes read from a socket at a time.
+const READ_BYTES: usize = 256 << 10;
+/// Bytes of the longest answer head.
+const HEAD_BYTES: usize = 64 << 10;
+/// Events at a time.
+const EVENTS: usize = 512;
+/// How every answer begins.
+const STATUS: &[u8] = b"HTTP/1.1 200";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The server
+    #[arg(long)]
+    server: SocketAddr,
+    /// The file, as in a request: /USER/NAME
+    #[arg(long)]
+    path: String,
+    /// Clients, a connection each
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    connections: u16,
+    /// Seconds
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+}
+
+/// Prints the answers, and the seconds that they took.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+    let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", args.path, args.server);
+    let request = request.as_bytes();
+    let mut streams = Vec::new();
+    for _ in 0..args.connections {
+        let stream = TcpStream::connect_timeout(&args.server, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        streams.push(stream);
+    }
+    let answer = streams.first_mut().map_or(Ok(0), |first| length(first, request))?;
+    let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+    for (key, stream) in streams.iter().enumerate() {
+        stream.set_nonblocking(true)?;
+        epoll::add(
+            &epoll,
+            stream,
+            EventData::new_u64(key as u64),
+            EventFlags::IN | EventFlags::ET,
+        )?;
+    }
+    let mut clients: Vec<Client> =
+        streams.into_iter().map(|stream| Client { stream, left: answer, answer }).collect();
+    let began = Instant::now();
+    let ends = Duration::from_secs_f64(args.seconds);
+    for client in &clients {
+        client.ask(request)?;
+    }
+    let mut events = Vec::with_capacity(EVENTS);
+    let mut input = Vec::with_capacity(READ_BYTES);
+    let mut served = Vec::new();
+    let mut answers = 0u64;
+    let took = loop {
+        let took = began.elapsed();
+        if took >= ends {
+            break took;
+        }
+        events.clear();
+        match epoll::wait(&epoll, spare_capacity(&mut events), Some(&patience)) {
+            Ok(0) => return Err(Error::other(format!("nothing came for {PATIENCE:?}"))),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for event in &events {
+            let key = event.data.u64() as usize;
+            if clients[key].read(&mut input)? {
+                served.push(key);
+            }
+        }
+        answers += served.len() as u64;
+        for key in served.drain(..) {
+            clients[key].ask(request)?;
+        }
+    };
+    say(format_args!("{answers} {:.6}", took.as_secs_f64()));
+    Ok(())
+}
+
+/// One client, its connection, and what is still to come of an answer.
+struct Client {
+    stream: TcpStream,
+    left: usize,
+    /// Bytes of an answer.
+    answer: usize,
+}
+
+impl Client {
+    fn ask(&self, request: &[u8]) -> Result<()> {
+        if rustix::net::send(&self.stream, request, SendFlags::NOSIGNAL)? == request.len() {
+            return Ok(());
+        }
+        Err(Error::other("there is no room for a request in the socket"))
+    }
+
+    /// Reads what came: whether the answer is complete.
+    fn read(&mut self, input: &mut Vec<u8>) -> Result<bool> {
+        loop {
+            input.clear();
+            match rustix::net::recv(&self.stream, spare_capacity(input), RecvFlags::empty()) {
+                Ok((_, 0)) => return Err(Error::other("the server closed a connection")),
+                Ok(_) => {}
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let begins = self.left == self.answer;
+            if begins && !input.starts_with(STATUS) || input.len() > self.left {
+                let line = input.split(|byte| *byte == b'\r').next().unwrap_or_default();
+                let line = String::from_utf8_lossy(line);
+                return Err(Error::other(format!("not the answer that the first was: {line}")));
+            }
+            self.left -= input.len();
+            if self.left == 0 {
+                self.left = self.answer;
+                return Ok(true);
+            }
+            // With less than there was room for there is nothing more (epoll(7)).
+            if input.len() < input.capacity() {
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Bytes of an answer, head and body, which is read to its end.
+fn length(stream: &mut TcpStream, request: &[u8]) -> Result<usize> {
+    stream.write_all(request)?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+        if head.len() > HEAD_BYTES {
+            return Err(Error::other(format!("a head of more than {HEAD_BYTES} bytes")));
+        }
+    }
+    let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
+    let body =
+        text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let (true, Some(body)) = (head.starts_with(STATUS), body) else {
+        return Err(Error::other(format!("not a 200 with a length: {}", text.trim_end())));
+    };
+    std::io::copy(&mut stream.take(body), &mut std::io::sink())?;
+    Ok(head.len() + body as usize)
+}
