@@ -50,7 +50,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let request = request.as_bytes();
     let mut streams = Vec::new();
     for _ in 0..args.connections {
-        let stream = TcpStream::connect_timeout(&args.server, PATIENCE)?;
+        let stream = TcpStream::connect_timeout(&args.server, PATIENCE)
+            .map_err(|error| Error::other(format!("{}: {error}", args.server)))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         streams.push(stream);
