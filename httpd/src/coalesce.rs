@@ -19,9 +19,11 @@ const WORTH: u32 = 2;
 /// A look that found so many has gathered enough.
 const ENOUGH: usize = 32;
 /// So many sockets, at least, must have had events in the last window.
-const CROWD: usize = 16;
+const CROWD: usize = 32;
 /// A rest is due when a look found events of at most one of so many of these sockets.
 const PART: usize = 3;
+/// Of so many of these sockets one request is read before the answers to what was read are sent.
+const BATCH_PART: usize = 8;
 
 /// How busy a shard's sockets are.
 #[derive(Debug)]
@@ -48,6 +50,12 @@ impl Pace {
         if last.replace(self.window) != self.window {
             self.sockets += 1;
         }
+    }
+
+    /// So many requests are read before their answers are sent. A few clients would all wait meanwhile, and the shard for
+    /// all of them afterwards.
+    pub(crate) fn batch(&self) -> usize {
+        (self.active / BATCH_PART).max(1)
     }
 
     /// A look at the sockets found so many events: whether a rest is due when they have been dealt with.
@@ -97,7 +105,7 @@ mod tests {
     #[test]
     fn a_shard_rests_while_most_of_many_clients_have_not_asked_again() {
         assert_eq!(share(64, 2, BUSY), 1.0);
-        assert_eq!(share(16, 2, BUSY), 1.0);
+        assert_eq!(share(32, 2, BUSY), 1.0);
         // Each asks once in a while, as viewers do.
         assert_eq!(share(100_000, 2, BUSY), 1.0);
     }
@@ -106,6 +114,22 @@ mod tests {
     fn few_clients_are_not_made_to_wait() {
         assert_eq!(share(1, 1, BUSY / 2), 0.0);
         assert_eq!(share(8, 2, BUSY), 0.0);
+        assert_eq!(share(31, 2, BUSY), 0.0);
+    }
+
+    #[test]
+    fn the_more_clients_there_are_the_more_is_read_before_it_is_answered() {
+        let begun = Instant::now();
+        for (clients, batch) in [(0, 1), (1, 1), (8, 1), (16, 2), (64, 8)] {
+            let mut pace = Pace::new(begun);
+            let windows = vec![Cell::new(0); clients];
+            for _ in 0..3 {
+                windows.iter().for_each(|window| pace.event(window));
+            }
+            assert_eq!(pace.batch(), 1, "nothing is known yet");
+            pace.looked(clients, begun + WINDOW);
+            assert_eq!(pace.batch(), batch, "{clients} clients");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Requests that are answered in the look that finds them ([`crate::reactor`]): a connection that waits for its next
 //! request leaves its desk with the reactor. What comes is read and, if it is one request whose whole answer is in
-//! memory, answered, without waking the task that waits. All that a look has found is read first, then all is sent:
-//! the less the two cores of a client and a shard on one machine take from one another in turn, the less both spend.
+//! memory, answered, without waking the task that waits. Where many clients ask, some requests are read before their
+//! answers are sent ([`crate::coalesce::Pace::batch`]): the less the two cores of a client and a shard on one machine take
+//! from one another in turn, the less both spend.
 //!
 //! Everything else is left to the task: input that the desk has no answer for, and output that found no room.
 
@@ -50,7 +51,7 @@ pub(crate) enum Left {
     Output(Vec<u8>),
 }
 
-/// What a look has found answers for; at most as many as it takes events at a time.
+/// What a look has found answers for and not sent yet; at most as many as it takes events at a time.
 #[derive(Default)]
 pub(crate) struct Outbox {
     prompts: RefCell<Vec<(Rc<State>, Prompt)>>,
@@ -93,9 +94,16 @@ impl Outbox {
         true
     }
 
-    /// Sends the answers.
-    pub(crate) fn send(&self, now: Instant) {
-        for (state, prompt) in self.prompts.borrow_mut().drain(..) {
+    /// Answers to be sent.
+    pub(crate) fn len(&self) -> usize {
+        self.prompts.borrow().len()
+    }
+
+    /// Sends the answers; how many.
+    pub(crate) fn send(&self, now: Instant) -> usize {
+        let mut prompts = self.prompts.borrow_mut();
+        let answers = prompts.len();
+        for (state, prompt) in prompts.drain(..) {
             let bytes = prompt.answer.bytes();
             // A failure shows again when the task sends the rest.
             let sent = rustix::net::send(state.fd(), &bytes, SendFlags::NOSIGNAL).unwrap_or(0);
@@ -107,6 +115,7 @@ impl Outbox {
                 state.leave(Left::Output(bytes[sent..].to_vec()), now);
             }
         }
+        answers
     }
 }
 

@@ -33,6 +33,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(200);
 const CONNECTION_WAIT: Duration = Duration::from_secs(60);
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 256;
+/// As long as looks answer all that they find they follow one another; what else waits in the ring does so for so long, and
+/// for the last of them (docs/decisions/0022).
+const LOOKS_IN_A_ROW: Duration = Duration::from_micros(100);
 
 /// The time limit of a wait has passed.
 #[derive(Debug)]
@@ -315,6 +318,14 @@ struct Slots {
     free: Vec<usize>,
 }
 
+/// What a look at the sockets came to.
+struct Look {
+    /// Events, and those of them that were answered at once.
+    found: usize,
+    answered: usize,
+    now: Instant,
+}
+
 thread_local! {
     static CURRENT: RefCell<Weak<Reactor>> = const { RefCell::new(Weak::new()) };
 }
@@ -353,18 +364,34 @@ impl Reactor {
                 tracing::error!(%error, "the shard's sockets cannot be waited for");
                 monoio::time::sleep(TICK).await;
             }
-            let (found, now) = self.look();
+            self.look_on().await;
+        }
+    }
+
+    /// Looks, and again as long as all that a look finds is answered in it: the way through the ring costs as much as a
+    /// quarter of such an answer.
+    async fn look_on(&self) {
+        let began = Instant::now();
+        loop {
+            let Look { found, answered, now } = self.look();
             turns::looked();
-            if self.pace.borrow_mut().looked(found, now) && !turns::is_waiting() {
+            let rest_due = self.pace.borrow_mut().looked(found, now);
+            // Turns lead through the ring, and so does what the woken tasks begin.
+            let tasks_wait = answered < found || turns::is_waiting();
+            if rest_due && !turns::is_waiting() {
                 behind_woken().await;
                 rest();
+            }
+            let is_over = now.saturating_duration_since(began) >= LOOKS_IN_A_ROW;
+            if found == 0 || tasks_wait || is_over {
+                return;
             }
         }
     }
 
-    /// Wakes whoever waits for a socket that is ready now: how many events there were, and when.
-    fn look(&self) -> (usize, Instant) {
-        let mut found = 0;
+    /// Answers what can be answered at once, and wakes whoever waits for a socket that is ready now.
+    fn look(&self) -> Look {
+        let (mut found, mut answered) = (0, 0);
         let mut events = std::mem::take(&mut *self.events.borrow_mut());
         events.reserve(EVENTS);
         let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -376,14 +403,18 @@ impl Reactor {
             }
             let now = Instant::now();
             let mut pace = self.pace.borrow_mut();
+            let batch = pace.batch();
             for event in &events {
                 self.dispatch(event, now, &mut pace);
+                if self.outbox.len() >= batch {
+                    answered += self.outbox.send(now);
+                }
             }
-            self.outbox.send(now);
+            answered += self.outbox.send(now);
             found += events.len();
             if events.len() < EVENTS {
                 self.events.replace(events);
-                return (found, now);
+                return Look { found, answered, now };
             }
         }
     }
