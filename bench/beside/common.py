@@ -192,6 +192,7 @@ shards = 1
         return node, ports["storage"], gateway, ports["http"]
 
     def nginx(self, root, extra_http="", server="", core=SERVER_CORE, workers=1, open_files=20000, body=None):
+        """Descriptors are what limits its connections: of the last sixteenth of `worker_connections` it closes those that wait."""
         port = free_port()
         folder = self.dir / f"nginx-{port}"
         folder.mkdir()
@@ -200,7 +201,7 @@ shards = 1
 daemon off; master_process on; worker_processes {workers}; pid {folder}/pid; error_log {folder}/error.log;
 user root;
 worker_rlimit_nofile {open_files};
-events {{ worker_connections {open_files}; multi_accept on; }}
+events {{ worker_connections {2 * open_files}; multi_accept on; }}
 http {{
   include /etc/nginx/mime.types; access_log off; sendfile on; tcp_nopush on; tcp_nodelay on;
   keepalive_requests 100000000; keepalive_timeout 600;

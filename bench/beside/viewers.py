@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Viewers at 2 Mbit/s (500 kB every 2 s) of a film in the page cache, through one worker on one core, the
-generator (`reel-bench viewers`) on the other: raised step by step until the first stalls."""
+generator (`reel-bench viewers`) on the other: raised step by step until the first stalls.
+
+Where the descriptors end before anybody stalls, larger pieces (`--piece`) tell the servers apart."""
 
 import argparse
 import json
@@ -70,7 +72,11 @@ def main():
                     say(f"  round {round_} {name}: {best} viewers without a stall, {memory:.2f} KiB a connection")
         for name, values in found.items():
             say(f"{name}: {spread([best for best, _ in values], 0)} viewers; {spread([memory for _, memory in values])} KiB of process memory a connection")
-        say(f"ratio {spread([ours / theirs for (ours, _), (theirs, _) in zip(found['reel'], found['nginx'])])}")
+        both = [(ours, theirs) for (ours, _), (theirs, _) in zip(found["reel"], found["nginx"]) if theirs]
+        if len(both) < args.rounds:
+            say(f"in {args.rounds - len(both)} rounds nginx did not hold {args.begin} viewers: a lower --begin finds its number")
+        if both:
+            say(f"ratio {spread([ours / theirs for ours, theirs in both])}")
 
 
 if __name__ == "__main__":
