@@ -6,6 +6,8 @@
 #                             from PyPI into target/players/ when they are not there
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# What is built is looked for there, whatever the caller has set.
+export CARGO_TARGET_DIR=$PWD/target
 CHROMIUM=${CHROMIUM:-$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)}
 for program in cargo curl wget ffmpeg ffprobe aria2c cvlc mpv node npm python3 "${CHROMIUM:-chromium}"; do
     command -v "$program" >/dev/null || { echo "players: needs $program, which is not installed" >&2; exit 1; }

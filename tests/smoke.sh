@@ -5,6 +5,8 @@
 #   tests/smoke.sh            in a checkout; needs cargo, curl, wget, ffmpeg
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# What is built is looked for there, whatever the caller has set.
+export CARGO_TARGET_DIR=$PWD/target
 for program in cargo curl wget ffmpeg ffprobe; do
     command -v "$program" >/dev/null || { echo "smoke: needs $program, which is not installed" >&2; exit 1; }
 done

@@ -72,7 +72,7 @@ impl From<Error> for Here {
 }
 
 /// A part whose first block was read past the page cache, and its place among those that wait for turns.
-pub(super) struct Begun {
+pub(super) struct FirstBlock {
     block: Block,
     turn: Turn,
 }
@@ -128,7 +128,7 @@ impl Source<'_> {
 
     /// What can be known before the first byte: the beginning of a part is as it was uploaded. A block that
     /// was read for that is to be handed to [`Source::send`].
-    pub(super) async fn check_first(&self, part: &Range<u64>) -> Result<Option<Begun>, Error> {
+    pub(super) async fn check_first(&self, part: &Range<u64>) -> Result<Option<FirstBlock>, Error> {
         if self.small.is_some() {
             return Ok(None);
         }
@@ -139,7 +139,7 @@ impl Source<'_> {
         let mut turn = Turn::default();
         if let Some(block) = self.cold(part, &mut turn).await? {
             in_time(block.ready()).await?;
-            return Ok(Some(Begun { block, turn }));
+            return Ok(Some(FirstBlock { block, turn }));
         }
         let unit = self.unit(part.start);
         self.check(part.start..part.end.min(unit.end())).await?;
@@ -152,7 +152,7 @@ impl Source<'_> {
         &self,
         conn: &mut Conn,
         part: &Range<u64>,
-        first: Option<Begun>,
+        first: Option<FirstBlock>,
     ) -> Result<(), ConnError> {
         if let Some(bytes) = self.small {
             return conn.queue(&bytes[part.start as usize..part.end as usize]).await;
@@ -175,12 +175,12 @@ impl Source<'_> {
         &self,
         conn: &mut Conn,
         part: &Range<u64>,
-        first: Option<Begun>,
+        first: Option<FirstBlock>,
     ) -> Result<(), Here> {
         let mut at = part.start;
         let mut noted = u64::MAX;
         let (mut next, mut turn) = match first {
-            Some(Begun { block, turn }) => (Some(block), turn),
+            Some(FirstBlock { block, turn }) => (Some(block), turn),
             None => (None, Turn::default()),
         };
         while at < part.end {
