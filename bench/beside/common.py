@@ -192,10 +192,10 @@ shards = 1
         return node, ports["storage"], gateway, ports["http"]
 
     def nginx(self, root, extra_http="", server="", core=SERVER_CORE, workers=1, open_files=20000, body=None):
-        """Descriptors are what limits its connections: of the last sixteenth of `worker_connections` it closes those that wait."""
         port = free_port()
         folder = self.dir / f"nginx-{port}"
         folder.mkdir()
+        # Of the last sixteenth of `worker_connections` it closes those that wait: descriptors are to be what limits it.
         location = body or f"location / {{ root {root}; {server} }}"
         (folder / "nginx.conf").write_text(f"""
 daemon off; master_process on; worker_processes {workers}; pid {folder}/pid; error_log {folder}/error.log;

@@ -12,8 +12,6 @@ nothing and is set aside. Rounds go on until `--rounds` of them had a shared cac
 
 import argparse
 import os
-import subprocess
-import sys
 
 from common import *
 

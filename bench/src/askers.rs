@@ -5,16 +5,17 @@
 //! measured then is wrk; these ask for half as much again.
 
 use std::io::{Error, Read, Result, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::RecvFlags;
 
 use crate::cluster::say;
+use crate::http::{self, Head, Target};
 
 /// How long nothing may come.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,12 +30,8 @@ const STATUS: &[u8] = b"HTTP/1.1 200";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The server
-    #[arg(long)]
-    server: SocketAddr,
-    /// The file, as in a request: /USER/NAME
-    #[arg(long)]
-    path: String,
+    #[command(flatten)]
+    file: Target,
     /// Clients, a connection each
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
@@ -46,14 +43,14 @@ pub(crate) struct Args {
 /// Prints the answers, and the seconds that they took.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-    let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", args.path, args.server);
+    let Target { server, path } = &args.file;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\n\r\n");
     let request = request.as_bytes();
     let mut streams = Vec::new();
     for _ in 0..args.connections {
-        let stream = TcpStream::connect_timeout(&args.server, PATIENCE)
-            .map_err(|error| Error::other(format!("{}: {error}", args.server)))?;
+        let stream = TcpStream::connect_timeout(server, PATIENCE)
+            .map_err(|error| Error::other(format!("{server}: {error}")))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
         streams.push(stream);
     }
     let answer = streams.first_mut().map_or(Ok(0), |first| length(first, request))?;
@@ -68,11 +65,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         )?;
     }
     let mut clients: Vec<Client> =
-        streams.into_iter().map(|stream| Client { stream, left: answer, answer }).collect();
+        streams.into_iter().map(|stream| Client { stream, left: answer }).collect();
     let began = Instant::now();
     let ends = Duration::from_secs_f64(args.seconds);
     for client in &clients {
-        client.ask(request)?;
+        http::send(&client.stream, request)?;
     }
     let mut events = Vec::with_capacity(EVENTS);
     let mut input = Vec::with_capacity(READ_BYTES);
@@ -91,13 +88,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         for event in &events {
             let key = event.data.u64() as usize;
-            if clients[key].read(&mut input)? {
+            if clients[key].read(answer, &mut input)? {
                 served.push(key);
             }
         }
         answers += served.len() as u64;
         for key in served.drain(..) {
-            clients[key].ask(request)?;
+            http::send(&clients[key].stream, request)?;
         }
     };
     say(format_args!("{answers} {:.6}", took.as_secs_f64()));
@@ -108,20 +105,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Client {
     stream: TcpStream,
     left: usize,
-    /// Bytes of an answer.
-    answer: usize,
 }
 
 impl Client {
-    fn ask(&self, request: &[u8]) -> Result<()> {
-        if rustix::net::send(&self.stream, request, SendFlags::NOSIGNAL)? == request.len() {
-            return Ok(());
-        }
-        Err(Error::other("there is no room for a request in the socket"))
-    }
-
-    /// Reads what came: whether the answer is complete.
-    fn read(&mut self, input: &mut Vec<u8>) -> Result<bool> {
+    /// Reads what came of an answer of so many bytes: whether it is complete.
+    fn read(&mut self, answer: usize, input: &mut Vec<u8>) -> Result<bool> {
         loop {
             input.clear();
             match rustix::net::recv(&self.stream, spare_capacity(input), RecvFlags::empty()) {
@@ -131,7 +119,7 @@ impl Client {
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
-            let begins = self.left == self.answer;
+            let begins = self.left == answer;
             if begins && !input.starts_with(STATUS) || input.len() > self.left {
                 let line = input.split(|byte| *byte == b'\r').next().unwrap_or_default();
                 let line = String::from_utf8_lossy(line);
@@ -139,7 +127,7 @@ impl Client {
             }
             self.left -= input.len();
             if self.left == 0 {
-                self.left = self.answer;
+                self.left = answer;
                 return Ok(true);
             }
             // With less than there was room for there is nothing more (epoll(7)).
@@ -152,22 +140,24 @@ impl Client {
 
 /// Bytes of an answer, head and body, which is read to its end.
 fn length(stream: &mut TcpStream, request: &[u8]) -> Result<usize> {
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(request)?;
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-        if head.len() > HEAD_BYTES {
-            return Err(Error::other(format!("a head of more than {HEAD_BYTES} bytes")));
+    let mut came = Vec::new();
+    let head = loop {
+        let mut piece = [0; 4096];
+        let read = stream.read(&mut piece)?;
+        came.extend_from_slice(&piece[..read]);
+        match Head::of(&came) {
+            Some(head) => break head,
+            None if read > 0 && came.len() < HEAD_BYTES => {}
+            None => return Err(Error::other(format!("no head within {} bytes", came.len()))),
         }
-    }
-    let text = String::from_utf8_lossy(&head).to_ascii_lowercase();
-    let body =
-        text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-    let (true, Some(body)) = (head.starts_with(STATUS), body) else {
+    };
+    let (Some(200), Some(body)) = (head.status, head.length) else {
+        let text = String::from_utf8_lossy(&came[..head.bytes]);
         return Err(Error::other(format!("not a 200 with a length: {}", text.trim_end())));
     };
-    std::io::copy(&mut stream.take(body), &mut std::io::sink())?;
-    Ok(head.len() + body as usize)
+    let bytes = head.bytes + body as usize;
+    std::io::copy(&mut stream.take(bytes.saturating_sub(came.len()) as u64), &mut std::io::sink())?;
+    Ok(bytes)
 }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
 
+use crate::http::Head;
+
 /// What a run found.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Found {
@@ -97,14 +99,9 @@ async fn answer(stream: &mut TcpStream, mut buffer: Vec<u8>) -> Result<(u16, Vec
             return Err(Error::other("the server closed the connection"));
         }
         text.extend_from_slice(&buffer[..read]);
-        let Some(end) = text.windows(4).position(|end| end == b"\r\n\r\n") else { continue };
-        let head = String::from_utf8_lossy(&text[..end]);
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("Content-Length: ")?.parse::<usize>().ok())
-            .unwrap_or(0);
-        if text.len() >= end + 4 + length {
-            let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or(0);
+        let Some(head) = Head::of(&text) else { continue };
+        if text.len() as u64 >= head.bytes as u64 + head.length.unwrap_or(0) {
+            let status = head.status.unwrap_or(0);
             return Ok((status, buffer));
         }
     }

@@ -12,6 +12,7 @@ mod cores;
 mod durable_puts;
 mod engine;
 mod floor;
+mod http;
 mod large;
 mod load;
 mod readers;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::cluster::say;
+use crate::http::Head;
 
 /// Files above this are asked for by ranges of [`PART`] bytes; only the length of those is looked at.
 const WHOLE: u64 = 1 << 20;
@@ -145,18 +146,14 @@ fn ask(
             return Err(ErrorKind::UnexpectedEof.into());
         }
         body.extend_from_slice(&piece[..read]);
-        let Some(end) = body.windows(4).position(|end| end == b"\r\n\r\n") else { continue };
-        let head = String::from_utf8_lossy(&body[..end]).to_ascii_lowercase();
-        let field =
-            head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-        let status = head.get(9..12).and_then(|status| status.parse().ok());
-        let (Some(length), Some(status)) = (field, status) else {
+        let Some(head) = Head::of(body) else { continue };
+        let (Some(length), Some(status)) = (head.length, head.status) else {
             return Err(Error::new(ErrorKind::InvalidData, "not a head with a length"));
         };
-        break (end + 4, length, status);
+        break (head.bytes, length, status);
     };
     body.drain(..end);
-    while body.len() < length {
+    while (body.len() as u64) < length {
         let read = stream.read(&mut piece)?;
         if read == 0 {
             return Err(ErrorKind::UnexpectedEof.into());

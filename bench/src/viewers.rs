@@ -4,7 +4,7 @@
 //! costs less than the server. A viewer stalls when a piece has not come by the time the next one is due.
 
 use std::io::{Error, ErrorKind, Result};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use crate::cluster::say;
+use crate::http::{self, Head, Target};
 
 /// Bytes taken from a socket at a time.
 const TAKE: usize = 1 << 20;
@@ -21,12 +22,8 @@ const HEAD: usize = 2048;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The server
-    #[arg(long)]
-    server: SocketAddr,
-    /// The path of the film
-    #[arg(long)]
-    path: String,
+    #[command(flatten)]
+    film_at: Target,
     /// The film's bytes
     #[arg(long)]
     film: u64,
@@ -78,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut count = args.from;
     while count <= args.to {
         while viewers.len() < count {
-            let stream = TcpStream::connect(args.server)?;
+            let stream = TcpStream::connect(args.film_at.server)?;
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
             let key = EventData::new_u64(viewers.len() as u64);
@@ -186,13 +183,11 @@ fn hold(args: &Args, epoll: &std::os::fd::OwnedFd, viewers: &mut [Viewer]) -> Re
 /// Asks for the next piece.
 fn ask(args: &Args, viewer: &mut Viewer) -> Result<()> {
     let (first, last) = (viewer.at, viewer.at + args.piece - 1);
-    let request =
-        format!("GET {} HTTP/1.1\r\nHost: bench\r\nRange: bytes={first}-{last}\r\n\r\n", args.path);
-    let sent =
-        rustix::net::send(&viewer.stream, request.as_bytes(), rustix::net::SendFlags::NOSIGNAL)?;
-    if sent < request.len() {
-        return Err(Error::other("a request did not fit the socket"));
-    }
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: bench\r\nRange: bytes={first}-{last}\r\n\r\n",
+        args.film_at.path
+    );
+    http::send(&viewer.stream, request.as_bytes())?;
     viewer.at = (viewer.at + args.piece) % (args.film - args.piece);
     viewer.left = None;
     viewer.due += Duration::from_millis(args.every);
@@ -210,16 +205,12 @@ fn take(viewer: &mut Viewer, sink: &mut [u8]) -> Result<bool> {
                 Err(Errno::AGAIN) => return Ok(false),
                 Err(error) => return Err(error.into()),
             }
-            if let Some(end) = viewer.head.windows(4).position(|end| end == b"\r\n\r\n") {
-                let head = String::from_utf8_lossy(&viewer.head[..end]);
-                if !head.starts_with("HTTP/1.1 206") {
-                    return Err(Error::other(format!("not a 206: {head}")));
-                }
-                let length = head
-                    .lines()
-                    .find_map(|line| line.strip_prefix("Content-Length: ")?.parse::<u64>().ok());
-                let length = length.ok_or_else(|| Error::other("no Content-Length"))?;
-                viewer.left = Some(length - (viewer.head.len() - end - 4) as u64);
+            if let Some(head) = Head::of(&viewer.head) {
+                let (Some(206), Some(length)) = (head.status, head.length) else {
+                    let head = String::from_utf8_lossy(&viewer.head[..head.bytes]);
+                    return Err(Error::other(format!("not a 206 with a length: {head}")));
+                };
+                viewer.left = Some(length - (viewer.head.len() - head.bytes) as u64);
                 viewer.head.clear();
             }
             continue;

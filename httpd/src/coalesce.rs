@@ -5,7 +5,8 @@
 //! wake-up that ends its sleep. But where a few clients wait for each answer before they ask again, a rest only makes
 //! them wait: it is due as long as what is at hand comes from a small part of those who have asked lately ([`PART`]).
 //!
-//! Pure: the shard's [`crate::reactor`] asks whether a rest is due, and takes it (docs/decisions/0019).
+//! Pure: the shard's [`crate::reactor`] asks whether a rest is due, and takes it (docs/decisions/0019); and how many requests
+//! to read before it answers (docs/decisions/0022).
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -371,19 +371,20 @@ impl Reactor {
     /// Looks, and again as long as all that a look finds is answered in it: the way through the ring costs as much as a
     /// quarter of such an answer.
     async fn look_on(&self) {
-        let began = Instant::now();
+        let mut began = None;
         loop {
             let Look { found, answered, now } = self.look();
             turns::looked();
             let rest_due = self.pace.borrow_mut().looked(found, now);
-            // Turns lead through the ring, and so does what the woken tasks begin.
-            let tasks_wait = answered < found || turns::is_waiting();
-            if rest_due && !turns::is_waiting() {
+            let bulk_waits = turns::is_waiting();
+            if rest_due && !bulk_waits {
                 behind_woken().await;
                 rest();
             }
-            let is_over = now.saturating_duration_since(began) >= LOOKS_IN_A_ROW;
-            if found == 0 || tasks_wait || is_over {
+            let is_over =
+                now.saturating_duration_since(*began.get_or_insert(now)) >= LOOKS_IN_A_ROW;
+            // Turns lead through the ring, and so does what the woken tasks begin.
+            if found == 0 || answered < found || bulk_waits || is_over {
                 return;
             }
         }
