@@ -53,6 +53,11 @@ impl Pace {
         }
     }
 
+    /// The sockets that had events in the last window, while they are so many and have so many that a rest pays.
+    pub(crate) fn crowd(&self) -> Option<usize> {
+        (self.busy && self.active >= CROWD).then_some(self.active)
+    }
+
     /// So many requests are read before their answers are sent. A few clients would all wait meanwhile, and the shard for
     /// all of them afterwards.
     pub(crate) fn batch(&self) -> usize {
@@ -68,10 +73,7 @@ impl Pace {
             self.window += 1;
             (self.begun, self.events, self.sockets) = (now, 0, 0);
         }
-        self.busy
-            && self.active >= CROWD
-            && (1..ENOUGH).contains(&found)
-            && found * PART <= self.active
+        self.crowd().is_some_and(|crowd| (1..ENOUGH).contains(&found) && found * PART <= crowd)
     }
 }
 

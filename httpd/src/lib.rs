@@ -17,6 +17,7 @@ mod handover;
 pub mod http;
 mod node;
 mod pipes;
+mod polled;
 mod prompt;
 mod reactor;
 mod replicate;

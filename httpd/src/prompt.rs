@@ -20,18 +20,22 @@ use crate::http::request::Request;
 use crate::reactor::State;
 use crate::whole::WholeAnswer;
 
+/// Answers that are sent before the clock is read once for all of them.
+const BY_ONE_CLOCK: usize = 8;
+
 /// What a shard can answer at once.
 pub(crate) trait Desk {
     /// The answer to what came, if that is one request, to its last byte, whose answer is in memory.
     fn answer(&self, input: &[u8], now: Instant) -> Option<Prompt>;
-    /// It was sent, or is left to the connection's task; `came` is what `now` was.
-    fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant);
+    /// It was sent by `now`, or is left to the connection's task; `came` is what `now` was at [`answer`](Self::answer).
+    fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant, now: Instant);
 }
 
-/// A request and its answer.
+/// The answer to a request.
 pub(crate) struct Prompt {
-    pub(crate) request: Request,
     pub(crate) answer: Rc<WholeAnswer>,
+    /// For whoever writes it down.
+    pub(crate) request: Option<Box<Request>>,
 }
 
 /// A connection that waits for its next request.
@@ -40,6 +44,19 @@ pub(crate) struct Attended {
     pub(crate) client: IpAddr,
     /// Ticks that it may wait.
     pub(crate) ticks: u64,
+}
+
+/// What reading an attended connection came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// A request whose answer is at hand.
+    Prompt,
+    /// Nothing yet.
+    Nothing,
+    /// Something that was left to its task, which wakes.
+    Left,
+    /// Its task has to look itself: it is not attended, or has ended.
+    Unread,
 }
 
 /// What the reactor leaves to the task of a connection.
@@ -58,11 +75,10 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Reads what came to an attended connection, and finds its answer. Whether the connection's task need not wake.
-    /// `tick` is the present one.
-    pub(crate) fn read(&self, state: &Rc<State>, now: Instant, tick: u64) -> bool {
+    /// Reads what came to an attended connection, and finds its answer. `tick` is the present one.
+    pub(crate) fn read(&self, state: &Rc<State>, now: Instant, tick: u64) -> Came {
         let waiting = state.attended.borrow();
-        let Some(Attended { desk, ticks, .. }) = &*waiting else { return false };
+        let Some(Attended { desk, ticks, .. }) = &*waiting else { return Came::Unread };
         let mut input = buffers::take();
         let room = spare_capacity(&mut input);
         let came = rustix::net::recv(state.fd(), room, RecvFlags::empty());
@@ -74,12 +90,12 @@ impl Outbox {
             Err(Errno::AGAIN) => {
                 state.input.has_more(false);
                 buffers::give(input);
-                return true;
+                return Came::Nothing;
             }
             // The end, or a failure after which the task finds the end.
             Ok((_, 0)) | Err(_) => {
                 buffers::give(input);
-                return false;
+                return Came::Unread;
             }
         };
         state.input.has_more(!all);
@@ -87,11 +103,12 @@ impl Outbox {
             state.input.waits_until(tick + ticks);
             self.prompts.borrow_mut().push((Rc::clone(state), prompt));
             buffers::give(input);
+            Came::Prompt
         } else {
             drop(waiting);
             state.leave(Left::Input(input), now);
+            Came::Left
         }
-        true
     }
 
     /// Answers to be sent.
@@ -99,22 +116,30 @@ impl Outbox {
         self.prompts.borrow().len()
     }
 
-    /// Sends the answers; how many.
-    pub(crate) fn send(&self, now: Instant) -> usize {
+    /// Sends the answers; how many. `came` is when their requests came.
+    pub(crate) fn send(&self, came: Instant) -> usize {
         let mut prompts = self.prompts.borrow_mut();
-        let answers = prompts.len();
-        for (state, prompt) in prompts.drain(..) {
-            let bytes = prompt.answer.bytes();
-            // A failure shows again when the task sends the rest.
-            let sent = rustix::net::send(state.fd(), &bytes, SendFlags::NOSIGNAL).unwrap_or(0);
-            // Nobody else has run since it was read.
-            if let Some(Attended { desk, client, .. }) = &*state.attended.borrow() {
-                desk.answered(*client, &prompt, now);
+        for some in prompts.chunks(BY_ONE_CLOCK) {
+            let mut sent = [0; BY_ONE_CLOCK];
+            for ((state, prompt), sent) in some.iter().zip(&mut sent) {
+                let bytes = prompt.answer.bytes();
+                // A failure shows again when the task sends the rest.
+                *sent = rustix::net::send(state.fd(), &bytes, SendFlags::NOSIGNAL).unwrap_or(0);
             }
-            if sent < bytes.len() {
-                state.leave(Left::Output(bytes[sent..].to_vec()), now);
+            let now = Instant::now();
+            for ((state, prompt), sent) in some.iter().zip(sent) {
+                // Nobody else has run since it was read.
+                if let Some(Attended { desk, client, .. }) = &*state.attended.borrow() {
+                    desk.answered(*client, prompt, came, now);
+                }
+                let bytes = prompt.answer.bytes();
+                if sent < bytes.len() {
+                    state.leave(Left::Output(bytes[sent..].to_vec()), came);
+                }
             }
         }
+        let answers = prompts.len();
+        prompts.clear();
         answers
     }
 }
@@ -130,7 +155,6 @@ mod tests {
     use super::*;
     use crate::answer::Answers;
     use crate::buffers::READ_BYTES;
-    use crate::http::request::parse;
 
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -142,11 +166,11 @@ mod tests {
 
     impl Desk for OneAnswer {
         fn answer(&self, input: &[u8], _: Instant) -> Option<Prompt> {
-            let (request, _) = parse(b"GET /u/x HTTP/1.1\r\nHost: h\r\n\r\n").ok()??;
-            (input == b"ask").then(|| Prompt { request, answer: Rc::clone(&self.answer) })
+            (input == b"ask").then(|| Prompt { answer: Rc::clone(&self.answer), request: None })
         }
 
-        fn answered(&self, client: IpAddr, _: &Prompt, _: Instant) {
+        fn answered(&self, client: IpAddr, _: &Prompt, came: Instant, now: Instant) {
+            assert!(came <= now);
             assert_eq!(client, CLIENT);
             self.answered.set(self.answered.get() + 1);
         }
@@ -161,7 +185,7 @@ mod tests {
         let answers = Answers::new(CorsConfig::default(), None);
         let answer = WholeAnswer::new(&answers, b"\r\n", &vec![7; body]).expect("an answer");
         let desk = Rc::new(OneAnswer { answer: Rc::new(answer), answered: Cell::new(0) });
-        let state = Rc::new(State::new(server.into()));
+        let state = Rc::new(State::new(server.into(), 0));
         let at_desk = Attended { desk: Rc::clone(&desk) as Rc<dyn Desk>, client: CLIENT, ticks: 5 };
         state.attended.replace(Some(at_desk));
         (client, state, desk, Outbox::default())
@@ -172,7 +196,7 @@ mod tests {
         let (mut client, state, desk, outbox) = attended(4096);
         for tick in [100, 200] {
             client.write_all(b"ask").expect("sent");
-            assert!(outbox.read(&state, Instant::now(), tick));
+            assert_eq!(outbox.read(&state, Instant::now(), tick), Came::Prompt);
             assert_eq!(desk.answered.get() as u64, tick / 100 - 1, "all is read before it is sent");
             outbox.send(Instant::now());
             let mut got = vec![0; desk.answer.bytes().len()];
@@ -180,7 +204,7 @@ mod tests {
             assert_eq!(got, *desk.answer.bytes());
             assert_eq!(state.found(), (false, false, tick + 5), "it waits anew");
         }
-        assert!(outbox.read(&state, Instant::now(), 300), "nothing came");
+        assert_eq!(outbox.read(&state, Instant::now(), 300), Came::Nothing);
         outbox.send(Instant::now());
         assert_eq!(desk.answered.get(), 2);
         assert!(state.left.take().is_none());
@@ -190,12 +214,12 @@ mod tests {
     fn all_else_is_left_to_the_task() {
         let (mut client, state, desk, outbox) = attended(16);
         client.write_all(b"askask").expect("sent");
-        assert!(outbox.read(&state, Instant::now(), 1));
+        assert_eq!(outbox.read(&state, Instant::now(), 1), Came::Left);
         outbox.send(Instant::now());
         assert_eq!(state.found(), (false, true, 0), "it is woken");
         assert!(matches!(state.left.take(), Some(Left::Input(bytes)) if bytes == b"askask"));
         client.write_all(b"ask").expect("sent");
-        assert!(!outbox.read(&state, Instant::now(), 2), "not attended any more");
+        assert_eq!(outbox.read(&state, Instant::now(), 2), Came::Unread, "not attended any more");
         assert_eq!(desk.answered.get(), 0);
     }
 
@@ -204,7 +228,7 @@ mod tests {
         let (mut client, state, _, outbox) = attended(16);
         state.input.has_more(false);
         client.write_all(&[5; READ_BYTES + 7]).expect("sent");
-        assert!(outbox.read(&state, Instant::now(), 1));
+        assert_eq!(outbox.read(&state, Instant::now(), 1), Came::Left);
         assert_eq!(state.found(), (true, true, 0), "there is more");
         assert!(matches!(state.left.take(), Some(Left::Input(bytes)) if bytes == [5; READ_BYTES]));
     }
@@ -213,7 +237,7 @@ mod tests {
     fn the_end_is_left_to_the_task() {
         let (client, state, _, outbox) = attended(16);
         drop(client);
-        while outbox.read(&state, Instant::now(), 1) {
+        while outbox.read(&state, Instant::now(), 1) == Came::Nothing {
             std::thread::yield_now();
         }
         assert!(state.left.take().is_none());
@@ -223,7 +247,7 @@ mod tests {
     fn what_finds_no_room_is_left_to_the_task_to_the_byte() {
         let (mut client, state, desk, outbox) = attended(32 << 20);
         client.write_all(b"ask").expect("sent");
-        assert!(outbox.read(&state, Instant::now(), 1));
+        assert_eq!(outbox.read(&state, Instant::now(), 1), Came::Prompt);
         outbox.send(Instant::now());
         assert!(state.found().1 && state.attended.borrow().is_none());
         let Some(Left::Output(rest)) = state.left.take() else { panic!("it took 32 MiB") };

@@ -24,7 +24,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, socko
 
 use crate::coalesce::{Pace, REST};
 use crate::congestion::Congestion;
-use crate::prompt::{Attended, Desk, Left, Outbox};
+use crate::polled::{Place, Placed, Polled, Tried};
+use crate::prompt::{Attended, Came, Desk, Left, Outbox};
 use crate::turns;
 
 /// How exactly time limits are kept.
@@ -115,12 +116,16 @@ impl Side {
 /// A socket's state, shared with the reactor.
 pub(crate) struct State {
     fd: OwnedFd,
+    key: usize,
     pub(crate) input: Side,
     output: Side,
     /// The other side will send nothing more.
     closed: Cell<bool>,
     /// The last window of [`Pace`] in which it had an event.
     window: Cell<u64>,
+    /// Among those that are tried instead of being waited for. Who has one is attended; whoever else waits for it
+    /// has it waited for first.
+    place: Place,
     /// Who answers while it waits for a request.
     pub(crate) attended: RefCell<Option<Attended>>,
     /// What its task has to deal with before it reads and writes.
@@ -128,14 +133,17 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(fd: OwnedFd) -> Self {
+    /// `key` is what its events say.
+    pub(crate) fn new(fd: OwnedFd, key: usize) -> Self {
         Self {
             fd,
+            key,
             // It is tried first; the first edge may come before.
             input: Side { ready: Cell::new(true), ..Side::default() },
             output: Side { ready: Cell::new(true), ..Side::default() },
             closed: Cell::default(),
             window: Cell::default(),
+            place: Place::default(),
             attended: RefCell::default(),
             left: RefCell::default(),
         }
@@ -164,9 +172,14 @@ impl State {
     }
 }
 
+impl Placed for Rc<State> {
+    fn place(&self) -> &Place {
+        &self.place
+    }
+}
+
 /// A non-blocking socket of this shard.
 pub(crate) struct Socket {
-    key: usize,
     state: Rc<State>,
     reactor: Rc<Reactor>,
 }
@@ -302,6 +315,7 @@ pub(crate) struct Reactor {
     /// Answers that a look has found; empty beyond it.
     outbox: Outbox,
     pace: RefCell<Pace>,
+    polled: RefCell<Polled<Rc<State>>>,
     /// Ticks since the start, from 1.
     now: Cell<u64>,
 }
@@ -344,11 +358,12 @@ impl Reactor {
             pace: RefCell::new(Pace::new(Instant::now())),
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
             sockets: RefCell::default(),
+            polled: RefCell::default(),
             now: Cell::new(1),
         });
         CURRENT.set(Rc::downgrade(&reactor));
-        let polled = pollable(reactor.epoll.try_clone()?)?;
-        monoio::spawn(Rc::clone(&reactor).run(polled));
+        let ready = pollable(reactor.epoll.try_clone()?)?;
+        monoio::spawn(Rc::clone(&reactor).run(ready));
         monoio::spawn(Rc::clone(&reactor).tick());
         Ok(reactor)
     }
@@ -358,9 +373,11 @@ impl Reactor {
     }
 
     /// Wakes whoever waits for a socket that became ready. For ever.
-    async fn run(self: Rc<Self>, polled: TcpStream) {
+    async fn run(self: Rc<Self>, ready: TcpStream) {
         loop {
-            if let Err(error) = polled.readable(true).await {
+            // While some are tried the ring has its turn, but nobody sleeps in it.
+            let ring = if self.polled.borrow().is_empty() { &ready } else { &self.gate };
+            if let Err(error) = ring.readable(true).await {
                 tracing::error!(%error, "the shard's sockets cannot be waited for");
                 monoio::time::sleep(TICK).await;
             }
@@ -375,7 +392,8 @@ impl Reactor {
         loop {
             let Look { found, answered, now } = self.look();
             turns::looked();
-            let rest_due = self.pace.borrow_mut().looked(found, now);
+            let rest_due = self.pace.borrow_mut().looked(found, now)
+                || found == 0 && !self.polled.borrow().is_empty();
             let bulk_waits = turns::is_waiting();
             if rest_due && !bulk_waits {
                 behind_woken().await;
@@ -392,7 +410,7 @@ impl Reactor {
 
     /// Answers what can be answered at once, and wakes whoever waits for a socket that is ready now.
     fn look(&self) -> Look {
-        let (mut found, mut answered) = (0, 0);
+        let (mut found, mut answered) = self.try_polled();
         let mut events = std::mem::take(&mut *self.events.borrow_mut());
         events.reserve(EVENTS);
         let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -433,8 +451,70 @@ impl Reactor {
         if failed || flags.contains(EventFlags::RDHUP) {
             state.closed.set(true);
             state.input.raise(now);
-        } else if flags.contains(EventFlags::IN) && !self.outbox.read(state, now, self.now.get()) {
-            state.input.raise(now);
+        } else if flags.contains(EventFlags::IN) {
+            match self.outbox.read(state, now, self.now.get()) {
+                Came::Unread => state.input.raise(now),
+                Came::Prompt => self.consider(state, pace),
+                Came::Nothing | Came::Left => {}
+            }
+        }
+    }
+
+    /// From now on it is tried, if that pays.
+    fn consider(&self, state: &Rc<State>, pace: &Pace) {
+        let mut polled = self.polled.borrow_mut();
+        if polled.asked(&state.place, pace.crowd())
+            && epoll::delete(&self.epoll, state.fd()).is_ok()
+        {
+            polled.take_in(Rc::clone(state));
+        }
+    }
+
+    /// Answers those that are tried and have asked: how many did, and how many were answered.
+    fn try_polled(&self) -> (usize, usize) {
+        let mut polled = self.polled.borrow_mut();
+        if polled.is_empty() {
+            return (0, 0);
+        }
+        let (now, tick) = (Instant::now(), self.now.get());
+        let mut pace = self.pace.borrow_mut();
+        let (batch, crowd) = (pace.batch(), pace.crowd());
+        let mut answered = 0;
+        let try_one = |state: &Rc<State>| match self.outbox.read(state, now, tick) {
+            Came::Prompt => {
+                pace.event(&state.window);
+                if self.outbox.len() >= batch {
+                    answered += self.outbox.send(now);
+                }
+                Tried::Asked
+            }
+            Came::Nothing => Tried::Missed,
+            Came::Left | Came::Unread => Tried::Left,
+        };
+        let found = polled.pass(crowd, try_one, |state| self.wait_for(state));
+        answered += self.outbox.send(now);
+        (found, answered)
+    }
+
+    /// From now on its events are taken: what it has, or has room for, is one already.
+    fn add(&self, state: &State) -> rustix::io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        epoll::add(&self.epoll, state.fd(), EventData::new_u64(state.key as u64), flags)
+    }
+
+    /// It is not tried any more.
+    fn wait_for(&self, state: &State) {
+        if let Err(error) = self.add(state) {
+            // Its task's wait ends when its time is over.
+            tracing::error!(%error, "a socket cannot be waited for any more");
+        }
+    }
+
+    /// For a task that is about to wait.
+    fn try_no_more(&self, state: &State) {
+        if state.place.is_polled() {
+            self.polled.borrow_mut().forget(&state.place);
+            self.wait_for(state);
         }
     }
 
@@ -458,19 +538,18 @@ impl Socket {
     pub(crate) fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let reactor = Reactor::current()?;
         rustix::io::ioctl_fionbio(&fd, true)?;
-        let state = Rc::new(State::new(fd));
-        let key = {
+        let state = {
             let mut sockets = reactor.sockets.borrow_mut();
             let key = sockets.free.pop().unwrap_or(sockets.states.len());
             if key == sockets.states.len() {
                 sockets.states.push(None);
             }
+            let state = Rc::new(State::new(fd, key));
             sockets.states[key] = Some(Rc::clone(&state));
-            key
+            state
         };
-        let socket = Self { key, state, reactor };
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        epoll::add(&socket.reactor.epoll, socket.fd(), EventData::new_u64(key as u64), flags)?;
+        let socket = Self { state, reactor };
+        socket.reactor.add(&socket.state)?;
         Ok(socket)
     }
 
@@ -524,21 +603,30 @@ impl Socket {
 
     /// Waits until a read may find something, or something was [`left`](Self::left), at most `limit`.
     pub(crate) async fn readable(&self, limit: Duration) -> Result<(), TimedOut> {
+        if self.state.attended.borrow().is_none() {
+            self.reactor.try_no_more(&self.state);
+        }
         self.state.input.wait(&self.reactor, limit, || self.state.has_left()).await
     }
 
     /// Waits until a write may find room, at most `limit`.
     pub(crate) async fn writable(&self, limit: Duration) -> Result<(), TimedOut> {
+        self.reactor.try_no_more(&self.state);
         self.state.output.wait(&self.reactor, limit, || false).await
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // Before the descriptor is closed: a copy of it elsewhere would keep its events alive.
-        let _ = epoll::delete(&self.reactor.epoll, self.fd());
-        let mut sockets = self.reactor.sockets.borrow_mut();
-        sockets.states[self.key] = None;
-        sockets.free.push(self.key);
+        let Self { state, reactor } = self;
+        if state.place.is_polled() {
+            reactor.polled.borrow_mut().forget(&state.place);
+        } else {
+            // Before the descriptor is closed: a copy of it elsewhere would keep its events alive.
+            let _ = epoll::delete(&reactor.epoll, state.fd());
+        }
+        let mut sockets = reactor.sockets.borrow_mut();
+        sockets.states[state.key] = None;
+        sockets.free.push(state.key);
     }
 }

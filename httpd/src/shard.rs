@@ -76,8 +76,19 @@ pub(crate) trait Service: 'static {
     fn whole_answer(&self, _request: &Request, _now: Instant) -> Option<Rc<WholeAnswer>> {
         None
     }
-    /// Counts a whole answer that was sent.
-    fn count_whole(&self, _client: IpAddr, _request: &Request, _bytes: u64, _came: Instant) {}
+    /// Whether it wants the requests of whole answers when it counts them.
+    fn writes_down(&self) -> bool {
+        false
+    }
+    /// Counts a whole answer that was sent `took` after its request came.
+    fn count_whole(
+        &self,
+        _client: IpAddr,
+        _request: Option<&Request>,
+        _bytes: u64,
+        _took: Duration,
+    ) {
+    }
     /// The date for response heads.
     fn date(&self) -> Rc<str>;
     /// Brings what was counted to the process's metrics; called every [`tally::FLUSH`].
@@ -399,12 +410,14 @@ impl<S: Service> Desk for WholeAnswers<S> {
             return None;
         }
         let answer = whole_answer(&*self.service, &self.stop, &request, now)?;
-        Some(Prompt { request, answer })
+        let request = self.service.writes_down().then(|| Box::new(request));
+        Some(Prompt { answer, request })
     }
 
-    fn answered(&self, client: IpAddr, Prompt { request, answer }: &Prompt, came: Instant) {
-        let bytes = answer.bytes().len() as u64;
-        self.service.count_whole(client, request, bytes, came);
+    fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant, now: Instant) {
+        let bytes = prompt.answer.bytes().len() as u64;
+        let took = now.saturating_duration_since(came);
+        self.service.count_whole(client, prompt.request.as_deref(), bytes, took);
     }
 }
 
@@ -461,7 +474,7 @@ async fn connection<S: Service>(
         asks_for_whole = whole.is_some();
         if let Some(answer) = whole {
             let bytes = conn.send_at_once(&answer.bytes());
-            service.count_whole(client, &request, bytes, conn.came());
+            service.count_whole(client, Some(&request), bytes, conn.came().elapsed());
             conn.flush_if_full().await?;
             continue;
         }

@@ -98,7 +98,12 @@ impl RequestMetrics {
         self.count(conn.client(), request, status, sent, begun.at);
     }
 
-    /// Counts one answered request that came at `started`.
+    /// Whether requests are written down.
+    pub(crate) fn writes_down(&self) -> bool {
+        self.scribe.is_some()
+    }
+
+    /// Counts one answered request that came at `started`, and writes it down.
     pub(crate) fn count(
         &self,
         client: IpAddr,
@@ -108,20 +113,13 @@ impl RequestMetrics {
         started: Instant,
     ) {
         let took = started.elapsed();
-        if let Some(scribe) = &self.scribe {
-            scribe.note(&Line {
-                time_ms: reel_engine::clock::now_ms(),
-                request_id: request.fields.id(),
-                client,
-                method: request.method.name(),
-                path: &request.path,
-                range: request.fields.range.as_deref(),
-                status,
-                sent,
-                micros: took.as_micros() as u64,
-            });
-        }
-        let index = METHODS.iter().position(|known| *known == request.method).unwrap_or(0);
+        self.write_down(client, request, status, sent, took);
+        self.add(request.method, status, sent, took);
+    }
+
+    /// Counts an answer, `took` after its request came.
+    pub(crate) fn add(&self, method: Method, status: u16, sent: u64, took: Duration) {
+        let index = METHODS.iter().position(|known| *known == method).unwrap_or(0);
         let counted = &mut *self.counted.borrow_mut();
         counted.times[index].count(took);
         self.sent.add(sent);
@@ -130,6 +128,29 @@ impl RequestMetrics {
             Some(known) => known.2 += 1,
             None => counted.answers.push((index, status, 1)),
         }
+    }
+
+    /// Writes an answer down, if answers are.
+    pub(crate) fn write_down(
+        &self,
+        client: IpAddr,
+        request: &Request,
+        status: u16,
+        sent: u64,
+        took: Duration,
+    ) {
+        let Some(scribe) = &self.scribe else { return };
+        scribe.note(&Line {
+            time_ms: reel_engine::clock::now_ms(),
+            request_id: request.fields.id(),
+            client,
+            method: request.method.name(),
+            path: &request.path,
+            range: request.fields.range.as_deref(),
+            status,
+            sent,
+            micros: took.as_micros() as u64,
+        });
     }
 
     /// Adds what was counted to the process's metrics.

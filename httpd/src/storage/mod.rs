@@ -27,7 +27,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use reel_control::agent::{NodeStatus, OtherGroups, Peers};
 use reel_control::api::NodeState;
@@ -263,8 +263,16 @@ impl Service for Rc<StorageShard> {
         self.hot_answer(request, now)
     }
 
-    fn count_whole(&self, client: IpAddr, request: &Request, bytes: u64, came: Instant) {
-        self.metrics.count(client, request, 200, bytes, came);
+    fn writes_down(&self) -> bool {
+        self.metrics.writes_down()
+    }
+
+    fn count_whole(&self, client: IpAddr, request: Option<&Request>, bytes: u64, took: Duration) {
+        if let Some(request) = request {
+            self.metrics.write_down(client, request, 200, bytes, took);
+        }
+        // Nothing else has whole answers.
+        self.metrics.add(Method::Get, 200, bytes, took);
     }
 
     fn date(&self) -> Rc<str> {
