@@ -630,3 +630,115 @@ impl Drop for Socket {
         sockets.free.push(state.key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::Ipv4Addr;
+
+    use reel_control::config::CorsConfig;
+
+    use super::*;
+    use crate::answer::Answers;
+    use crate::prompt::Prompt;
+    use crate::whole::WholeAnswer;
+
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// Knows the answer to "ask".
+    struct OneAnswer(Rc<WholeAnswer>);
+
+    impl Desk for OneAnswer {
+        fn answer(&self, input: &[u8], _: Instant) -> Option<Prompt> {
+            (input == b"ask").then(|| Prompt { answer: Rc::clone(&self.0), request: None })
+        }
+
+        fn answered(&self, _: IpAddr, _: &Prompt, _: Instant, _: Instant) {}
+    }
+
+    /// An attended socket that is tried, and its client.
+    fn tried() -> (std::net::TcpStream, Socket, Vec<u8>) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let client = std::net::TcpStream::connect(listener.local_addr().expect("bound"));
+        let (server, _) = listener.accept().expect("accepted");
+        let socket = Socket::adopt(server.into()).expect("adopted");
+        let answers = Answers::new(CorsConfig::default(), None);
+        let answer = Rc::new(WholeAnswer::new(&answers, b"\r\n", b"body").expect("an answer"));
+        let bytes = answer.bytes().to_vec();
+        let desk: Rc<dyn Desk> = Rc::new(OneAnswer(answer));
+        socket.attend(&desk, CLIENT, LIMIT);
+        socket.drained();
+        let reactor = &socket.reactor;
+        epoll::delete(&reactor.epoll, socket.fd()).expect("it was waited for");
+        reactor.polled.borrow_mut().take_in(Rc::clone(&socket.state));
+        (client.expect("connects"), socket, bytes)
+    }
+
+    /// What an epoll of its own would be told of it.
+    fn is_waited_for(socket: &Socket) -> bool {
+        let added = socket.reactor.add(&socket.state);
+        if added.is_ok() {
+            epoll::delete(&socket.reactor.epoll, socket.fd()).expect("just added");
+        }
+        added == Err(Errno::EXIST)
+    }
+
+    fn on_a_shard(test: impl Future<Output = ()>) {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("io_uring");
+        runtime.block_on(test);
+    }
+
+    #[test]
+    fn without_a_crowd_nobody_is_tried_and_nothing_that_came_meanwhile_is_lost() {
+        on_a_shard(async {
+            let (mut client, socket, answer) = tried();
+            assert!(socket.state.place.is_polled() && !is_waited_for(&socket));
+            client.write_all(b"ask").expect("sent");
+            // The reactor's own looks release it, and then find what came.
+            let mut got = vec![0; answer.len()];
+            client.set_nonblocking(true).expect("set");
+            let mut at = 0;
+            while at < got.len() {
+                behind_all().await;
+                match client.read(&mut got[at..]) {
+                    Ok(0) => panic!("closed"),
+                    Ok(read) => at += read,
+                    Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+                }
+            }
+            assert_eq!(got, answer);
+            assert!(!socket.state.place.is_polled() && is_waited_for(&socket));
+        });
+    }
+
+    #[test]
+    fn a_task_that_waits_has_its_socket_waited_for() {
+        on_a_shard(async {
+            let (mut client, socket, _) = tried();
+            socket.attend_no_more();
+            client.write_all(b"more").expect("sent");
+            socket.readable(LIMIT).await.expect("it came");
+            assert!(!socket.state.place.is_polled() && is_waited_for(&socket));
+            assert!(socket.reactor.polled.borrow().is_empty());
+            let (_client, socket, _) = tried();
+            socket.filled();
+            socket.writable(LIMIT).await.expect("there is room");
+            assert!(!socket.state.place.is_polled() && is_waited_for(&socket));
+        });
+    }
+
+    #[test]
+    fn who_is_tried_and_goes_away_leaves_no_descriptor() {
+        on_a_shard(async {
+            let (mut client, socket, _) = tried();
+            let reactor = Rc::clone(&socket.reactor);
+            drop(socket);
+            assert!(reactor.polled.borrow().is_empty());
+            assert_eq!(client.read(&mut [0]).expect("the end"), 0, "it is closed");
+        });
+    }
+}
