@@ -555,11 +555,7 @@ mod tests {
 
     /// Runs `test` with a connection to a listener that accepts nothing.
     fn connected(test: impl FnOnce(Conn)) {
-        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-            .enable_timer()
-            .build()
-            .expect("io_uring");
-        runtime.block_on(async {
+        crate::reactor::on_a_shard(async {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
             let address = listener.local_addr().expect("an address");
             let stream = std::net::TcpStream::connect(address).expect("connects");

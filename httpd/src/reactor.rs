@@ -631,6 +631,16 @@ impl Drop for Socket {
     }
 }
 
+/// Runs a test as a shard's main task.
+#[cfg(test)]
+pub(crate) fn on_a_shard<T>(test: impl Future<Output = T>) -> T {
+    let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+        .enable_timer()
+        .build()
+        .expect("io_uring");
+    runtime.block_on(test)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -682,14 +692,6 @@ mod tests {
             epoll::delete(&socket.reactor.epoll, socket.fd()).expect("just added");
         }
         added == Err(Errno::EXIST)
-    }
-
-    fn on_a_shard(test: impl Future<Output = ()>) {
-        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-            .enable_timer()
-            .build()
-            .expect("io_uring");
-        runtime.block_on(test);
     }
 
     #[test]

@@ -95,26 +95,14 @@ impl RequestMetrics {
     ) {
         let status = result.as_ref().map_or(499, |answered| answered.status);
         let sent = conn.given().saturating_sub(begun.given);
-        self.count(conn.client(), request, status, sent, begun.at);
+        let took = begun.at.elapsed();
+        self.write_down(conn.client(), request, status, sent, took);
+        self.add(request.method, status, sent, took);
     }
 
     /// Whether requests are written down.
     pub(crate) fn writes_down(&self) -> bool {
         self.scribe.is_some()
-    }
-
-    /// Counts one answered request that came at `started`, and writes it down.
-    pub(crate) fn count(
-        &self,
-        client: IpAddr,
-        request: &Request,
-        status: u16,
-        sent: u64,
-        started: Instant,
-    ) {
-        let took = started.elapsed();
-        self.write_down(client, request, status, sent, took);
-        self.add(request.method, status, sent, took);
     }
 
     /// Counts an answer, `took` after its request came.

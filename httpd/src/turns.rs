@@ -174,11 +174,7 @@ mod tests {
 
     #[test]
     fn what_a_socket_had_no_room_for_goes_before_what_came_later() {
-        let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
-            .enable_timer()
-            .build()
-            .expect("a runtime");
-        let order = runtime.block_on(async {
+        let order = crate::reactor::on_a_shard(async {
             let order = Rc::new(RefCell::new(Vec::new()));
             let (mut first, mut second) = (Turn::default(), Turn::default());
             first.take(PORTION, WARM).await;
