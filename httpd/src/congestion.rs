@@ -14,7 +14,7 @@ use std::sync::Arc;
 use reel_control::config::TcpConfig;
 use rustix::net::{SocketFlags, sockopt};
 
-use crate::reactor;
+use crate::connections;
 
 /// Allowed to every process (net/ipv4/tcp_cong.c).
 const ALWAYS_ALLOWED: &str = "reno";
@@ -90,7 +90,7 @@ fn near(name: &str) -> io::Result<Option<Arc<str>>> {
 
 /// A socket that has the system's.
 fn fresh() -> io::Result<OwnedFd> {
-    reactor::stream_socket((Ipv4Addr::UNSPECIFIED, 0).into(), SocketFlags::empty())
+    connections::stream_socket((Ipv4Addr::UNSPECIFIED, 0).into(), SocketFlags::empty())
 }
 
 /// Whether an address is not routed in the internet: this machine's (RFC 1122), private (RFC 1918, RFC 4193), of the link

@@ -12,6 +12,7 @@ mod buffers;
 mod coalesce;
 mod congestion;
 mod conn;
+mod connections;
 mod gateway;
 mod handover;
 pub mod http;

@@ -17,11 +17,12 @@ use rustix::net::{self, sockopt};
 use crate::balance::{Accepted, Handed, Seat};
 use crate::congestion::Congestion;
 use crate::conn::{Conn, ConnError};
+use crate::connections::{self, Listener};
 use crate::http::body::Decoder;
 use crate::http::request::{self, Framing, Request};
 use crate::http::response::{Head, error_body};
 use crate::prompt::{Desk, Prompt};
-use crate::reactor::{self, Listener};
+use crate::reactor;
 use crate::tally;
 use crate::whole::WholeAnswer;
 
@@ -137,7 +138,7 @@ pub(crate) fn listen(
     address: SocketAddr,
     congestion: Option<&Congestion>,
 ) -> io::Result<TcpListener> {
-    let socket = reactor::stream_socket(address, net::SocketFlags::empty())?;
+    let socket = connections::stream_socket(address, net::SocketFlags::empty())?;
     sockopt::set_socket_reuseport(&socket, true)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if let Some(congestion) = congestion {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::congestion::Congestion;
-use crate::reactor;
+use crate::connections;
 
 use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
@@ -161,7 +161,8 @@ impl Upstreams {
     /// A fresh connection.
     pub(crate) async fn connect(&self, address: SocketAddr) -> Result<Conn, ConnError> {
         let slot = self.slot(address).await?;
-        match monoio::time::timeout(CONNECT, reactor::connect(address, &self.congestion)).await {
+        match monoio::time::timeout(CONNECT, connections::connect(address, &self.congestion)).await
+        {
             Ok(socket) => Ok(Conn::on(socket?, STALL)?.in_slot(slot)),
             Err(_) => Err(ConnError::Stalled),
         }
