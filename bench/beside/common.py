@@ -19,8 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TICK = os.sysconf("SC_CLK_TCK")
 SERVER_CORE = os.environ.get("REEL_SERVER_CORE", "0")
 LOAD_CORE = os.environ.get("REEL_LOAD_CORE", "1")
-# A cache line's way to another core and back takes some 50 ns where both share a cache, 400 where they do not (EPYC).
-SHARED_CACHE_NS = 150
+# A cache line's way to another core and back takes some 50 ns where both share a cache (EPYC; Intel 60 to 180, by the mesh), 400 where they do not.
+SHARED_CACHE_NS = 250
 REEL = os.environ.get("REEL", str(ROOT / "target/release/reel"))
 BENCH = os.environ.get("REEL_BENCH", str(ROOT / "target/release/reel-bench"))
 

@@ -4,7 +4,8 @@
 Both on the same core in turn, wrk on the other. Ratios are Reelstore's figure over nginx's of the same
 round; below 1 is better for CPU, above 1 for the rate. At 4 KiB a bare loop (`reel-bench bare`: read, send from
 memory, nothing else) takes its turn too: what the kernel leaves to be won. There wrk's core is full before the server's; so
-all are asked by `reel-bench askers` as well, which spends less on a request.
+all are asked by `reel-bench askers` as well, which spends less on a request. What the load spends on a request is printed
+too, and what follows from it: where its core is full, as a multiple of nginx's rate. No server can be asked more often.
 
 Where the two cores share a cache, and where they do not, are two different machines; a virtual machine's host moves
 its cores between them. It is asked before and after each turn (`reel-bench cores`); a round in which it changed compares
@@ -34,6 +35,12 @@ def by_askers(at, path, connections, seconds):
         sys.exit(done.stdout + done.stderr)
     answers, took = done.stdout.split()
     return int(answers), int(answers) / float(took), ""
+
+
+def ended_cpu():
+    """User and system seconds of this script's processes that have ended: of the load, and of what little the script itself asks."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def main():
@@ -68,16 +75,16 @@ def main():
                 got_by, apart = {}, [cores_apart()]
                 for load, ask in loads:
                     for name, at, pids in servers:
-                        before = sum(threads_cpu(pid) for pid in pids)
+                        before, load_before = sum(threads_cpu(pid) for pid in pids), ended_cpu()
                         requests, rate, p99 = ask(at, path, connections, args.seconds if round_ else 1)
-                        used = sum(threads_cpu(pid) for pid in pids) - before
-                        got_by[load, name] = (used / requests * 1e6, rate, p99)
+                        used, load_used = sum(threads_cpu(pid) for pid in pids) - before, ended_cpu() - load_before
+                        got_by[load, name] = (used / requests * 1e6, rate, requests / load_used, p99)
                         apart.append(cores_apart())
                 if round_ == 0:
                     continue
                 state = CHANGED if len(set(apart)) > 1 else APART if apart[0] else SHARED
                 for load, _ in loads:
-                    say(f"  {size} by {load}, round {round_}, {state}: " + "; ".join(f"{name} {cpu:.2f} us of CPU a request, {rate:.0f} requests/s{p99}" for (by, name), (cpu, rate, p99) in got_by.items() if by == load))
+                    say(f"  {size} by {load}, round {round_}, {state}: " + "; ".join(f"{name} {cpu:.2f} us of CPU a request (the load {1e6 / most:.2f}), {rate:.0f} requests/s{p99}" for (by, name), (cpu, rate, most, p99) in got_by.items() if by == load))
                 if state != CHANGED:
                     found.setdefault(state, []).append(got_by)
                 if len(found.get(SHARED, [])) == args.rounds:
@@ -86,7 +93,8 @@ def main():
                 for load, _ in loads:
                     for name, _, _ in servers[1:]:
                         cpu, rate = (spread([got[load, name][what] / got[load, "nginx"][what] for got in rounds]) for what in (0, 1))
-                        say(f"{size} by {load}, {state}, {len(rounds)} rounds, {name} beside nginx: CPU {cpu}; rate {rate}")
+                        full = spread([got[load, name][2] / got[load, "nginx"][1] for got in rounds])
+                        say(f"{size} by {load}, {state}, {len(rounds)} rounds, {name} beside nginx: CPU {cpu}; rate {rate}; the load's core is full at {full}")
 
 
 if __name__ == "__main__":
