@@ -22,6 +22,7 @@ use crate::prompt::{Desk, Left};
 use crate::reactor::{Socket, TimedOut};
 use crate::turns::{self, Turn};
 use crate::upstream::Slot;
+use crate::whole::{FilePart, Rest};
 
 /// Gathered output is sent when it has so many bytes, or before the connection waits for input.
 const GATHER_BYTES: usize = 256 * 1024;
@@ -213,10 +214,8 @@ impl Conn {
                     self.came = self.socket.woken().unwrap_or_else(Instant::now);
                     return Ok(());
                 }
-                Some(Left::Output(bytes)) => {
-                    self.out = bytes;
-                    self.flush().await?;
-                }
+                // Rare, and on the heap: a connection that waits carries no room for it.
+                Some(Left::Output(rest)) => Box::pin(self.send_rest(rest)).await?,
                 None => {}
             }
             if !self.socket.may_read() {
@@ -398,8 +397,8 @@ impl Conn {
     }
 
     /// Sends bytes behind what was gathered, from where they lie if nothing is in the way; what does not
-    /// go at once is gathered. [`Conn::flush_if_full`] must follow. How many they are.
-    pub(crate) fn send_at_once(&mut self, bytes: &[u8]) -> u64 {
+    /// go at once is gathered. [`Conn::flush_if_full`] must follow.
+    pub(crate) fn send_at_once(&mut self, bytes: &[u8]) {
         let mut sent = 0;
         // With more requests at hand, their answers go out together.
         if self.out.is_empty() && self.input().is_empty() {
@@ -409,7 +408,25 @@ impl Conn {
         if sent < bytes.len() {
             self.out().extend_from_slice(&bytes[sent..]);
         }
-        bytes.len() as u64
+    }
+
+    /// Sends what an answer that was begun for this connection has left.
+    async fn send_rest(&mut self, Rest { bytes, body }: Rest) -> Result<(), ConnError> {
+        // Its request was read elsewhere: the rate counts from there on.
+        self.came = self.socket.woken().unwrap_or_else(Instant::now);
+        self.begin();
+        self.out = bytes;
+        match body {
+            Some(part) => self.send_part(&part).await,
+            None => self.flush().await,
+        }
+    }
+
+    /// Sends a part of a file that is in the page cache, behind what was gathered.
+    pub(crate) async fn send_part(&mut self, part: &FilePart) -> Result<(), ConnError> {
+        let file = part.file().ok_or(ConnError::Closed)?;
+        self.flush_before_file().await?;
+        self.send_file(file, part.offset, part.length, &mut Turn::default()).await
     }
 
     /// Sends as many bytes as there is room for; what was gathered must be out.

@@ -1,11 +1,12 @@
 //! Requests that are answered in the look that finds them ([`crate::reactor`]): a connection that waits for its next
-//! request leaves its desk with the reactor. What comes is read and, if it is one request whose whole answer is in
-//! memory, answered, without waking the task that waits. Where many clients ask, some requests are read before their
+//! request leaves its desk with the reactor. What comes is read and, if it is one request whose whole answer is at
+//! hand, answered, without waking the task that waits. Where many clients ask, some requests are read before their
 //! answers are sent ([`crate::coalesce::Pace::batch`]): the less the two cores of a client and a shard on one machine take
 //! from one another in turn, the less both spend.
 //!
 //! Everything else is left to the task: input that the desk has no answer for, and output that found no room.
 
+use std::array;
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -13,19 +14,19 @@ use std::time::Instant;
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::RecvFlags;
 
 use crate::buffers;
 use crate::http::request::Request;
 use crate::reactor::State;
-use crate::whole::WholeAnswer;
+use crate::whole::{Rest, Whole};
 
 /// Answers that are sent before the clock is read once for all of them.
 const BY_ONE_CLOCK: usize = 8;
 
 /// What a shard can answer at once.
 pub(crate) trait Desk {
-    /// The answer to what came, if that is one request, to its last byte, whose answer is in memory.
+    /// The answer to what came, if that is one request, to its last byte, whose answer is at hand.
     fn answer(&self, input: &[u8], now: Instant) -> Option<Prompt>;
     /// It was sent by `now`, or is left to the connection's task; `came` is what `now` was at [`answer`](Self::answer).
     fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant, now: Instant);
@@ -33,7 +34,7 @@ pub(crate) trait Desk {
 
 /// The answer to a request.
 pub(crate) struct Prompt {
-    pub(crate) answer: Rc<WholeAnswer>,
+    pub(crate) whole: Whole,
     /// For whoever writes it down.
     pub(crate) request: Option<Box<Request>>,
 }
@@ -65,7 +66,7 @@ pub(crate) enum Left {
     /// Input that was read.
     Input(Vec<u8>),
     /// Output for which there was no room.
-    Output(Vec<u8>),
+    Output(Rest),
 }
 
 /// What a look has found answers for and not sent yet; at most as many as it takes events at a time.
@@ -120,21 +121,18 @@ impl Outbox {
     pub(crate) fn send(&self, came: Instant) -> usize {
         let mut prompts = self.prompts.borrow_mut();
         for some in prompts.chunks(BY_ONE_CLOCK) {
-            let mut sent = [0; BY_ONE_CLOCK];
-            for ((state, prompt), sent) in some.iter().zip(&mut sent) {
-                let bytes = prompt.answer.bytes();
-                // A failure shows again when the task sends the rest.
-                *sent = rustix::net::send(state.fd(), &bytes, SendFlags::NOSIGNAL).unwrap_or(0);
+            let mut rests: [Option<Rest>; BY_ONE_CLOCK] = array::from_fn(|_| None);
+            for ((state, prompt), rest) in some.iter().zip(&mut rests) {
+                *rest = prompt.whole.send(state.fd());
             }
             let now = Instant::now();
-            for ((state, prompt), sent) in some.iter().zip(sent) {
+            for ((state, prompt), rest) in some.iter().zip(rests) {
                 // Nobody else has run since it was read.
                 if let Some(Attended { desk, client, .. }) = &*state.attended.borrow() {
                     desk.answered(*client, prompt, came, now);
                 }
-                let bytes = prompt.answer.bytes();
-                if sent < bytes.len() {
-                    state.leave(Left::Output(bytes[sent..].to_vec()), came);
+                if let Some(rest) = rest {
+                    state.leave(Left::Output(rest), came);
                 }
             }
         }
@@ -155,6 +153,7 @@ mod tests {
     use super::*;
     use crate::answer::Answers;
     use crate::buffers::READ_BYTES;
+    use crate::whole::WholeAnswer;
 
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -166,7 +165,8 @@ mod tests {
 
     impl Desk for OneAnswer {
         fn answer(&self, input: &[u8], _: Instant) -> Option<Prompt> {
-            (input == b"ask").then(|| Prompt { answer: Rc::clone(&self.answer), request: None })
+            let whole = Whole { answer: Rc::clone(&self.answer), body: None };
+            (input == b"ask").then_some(Prompt { whole, request: None })
         }
 
         fn answered(&self, client: IpAddr, _: &Prompt, came: Instant, now: Instant) {
@@ -252,9 +252,9 @@ mod tests {
         assert!(state.found().1 && state.attended.borrow().is_none());
         let Some(Left::Output(rest)) = state.left.take() else { panic!("it took 32 MiB") };
         let whole = desk.answer.bytes();
-        let mut got = vec![0; whole.len() - rest.len()];
+        let mut got = vec![0; whole.len() - rest.bytes.len()];
         client.read_exact(&mut got).expect("what had room");
-        got.extend_from_slice(&rest);
+        got.extend_from_slice(&rest.bytes);
         assert!(got == *whole);
         client.set_nonblocking(true).expect("set");
         assert_eq!(client.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));

@@ -576,7 +576,7 @@ mod tests {
     use super::*;
     use crate::answer::Answers;
     use crate::prompt::Prompt;
-    use crate::whole::WholeAnswer;
+    use crate::whole::{Whole, WholeAnswer};
 
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     const LIMIT: Duration = Duration::from_secs(60);
@@ -586,7 +586,8 @@ mod tests {
 
     impl Desk for OneAnswer {
         fn answer(&self, input: &[u8], _: Instant) -> Option<Prompt> {
-            (input == b"ask").then(|| Prompt { answer: Rc::clone(&self.0), request: None })
+            let whole = Whole { answer: Rc::clone(&self.0), body: None };
+            (input == b"ask").then_some(Prompt { whole, request: None })
         }
 
         fn answered(&self, _: IpAddr, _: &Prompt, _: Instant, _: Instant) {}

@@ -24,7 +24,7 @@ use crate::http::response::{Head, error_body};
 use crate::prompt::{Desk, Prompt};
 use crate::reactor;
 use crate::tally;
-use crate::whole::WholeAnswer;
+use crate::whole::Whole;
 
 /// Connections that wait in the kernel for a shard.
 const BACKLOG: i32 = 4096;
@@ -73,8 +73,8 @@ pub(crate) trait Service: 'static {
     fn prepare(&self, _request: &mut Request) {}
     /// Whether it ever has a [`whole_answer`](Self::whole_answer).
     const HAS_WHOLE: bool = false;
-    /// The answer, a 200, if it is in memory.
-    fn whole_answer(&self, _request: &Request, _now: Instant) -> Option<Rc<WholeAnswer>> {
+    /// The answer, a 200, if it is at hand.
+    fn whole_answer(&self, _request: &Request, _now: Instant) -> Option<Whole> {
         None
     }
     /// Whether it wants the requests of whole answers when it counts them.
@@ -396,7 +396,7 @@ impl<S: Service> Door<S> {
     }
 }
 
-/// What a service answers from memory, for connections that wait.
+/// What a service has at hand, for connections that wait.
 struct WholeAnswers<S> {
     service: Rc<S>,
     head_bytes: usize,
@@ -410,15 +410,14 @@ impl<S: Service> Desk for WholeAnswers<S> {
         if used != input.len() || used > self.head_bytes {
             return None;
         }
-        let answer = whole_answer(&*self.service, &self.stop, &request, now)?;
+        let whole = whole_answer(&*self.service, &self.stop, &request, now)?;
         let request = self.service.writes_down().then(|| Box::new(request));
-        Some(Prompt { answer, request })
+        Some(Prompt { whole, request })
     }
 
     fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant, now: Instant) {
-        let bytes = prompt.answer.bytes().len() as u64;
         let took = now.saturating_duration_since(came);
-        self.service.count_whole(client, prompt.request.as_deref(), bytes, took);
+        self.service.count_whole(client, prompt.request.as_deref(), prompt.whole.len(), took);
     }
 }
 
@@ -428,7 +427,7 @@ fn whole_answer<S: Service>(
     stop: &Stop,
     request: &Request,
     now: Instant,
-) -> Option<Rc<WholeAnswer>> {
+) -> Option<Whole> {
     if request.framing != Framing::None || stop.is_stopping() {
         return None;
     }
@@ -473,9 +472,14 @@ async fn connection<S: Service>(
         request.keep_alive &= !stop.is_stopping();
         let whole = whole_answer(service, stop, &request, conn.came());
         asks_for_whole = whole.is_some();
-        if let Some(answer) = whole {
-            let bytes = conn.send_at_once(&answer.bytes());
-            service.count_whole(client, Some(&request), bytes, conn.came().elapsed());
+        if let Some(whole) = whole {
+            if let Some(part) = &whole.body {
+                conn.out().extend_from_slice(&whole.answer.bytes());
+                Box::pin(conn.send_part(part)).await?;
+            } else {
+                conn.send_at_once(&whole.answer.bytes());
+            }
+            service.count_whole(client, Some(&request), whole.len(), conn.came().elapsed());
             conn.flush_if_full().await?;
             continue;
         }

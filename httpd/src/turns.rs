@@ -16,7 +16,7 @@ use crate::reactor;
 /// Bytes of bulk sends in one round.
 const ROUND_BYTES: u64 = 2 << 20;
 /// A send of at most so many bytes takes no turn.
-const SMALL_BYTES: u64 = 64 * 1024;
+pub(crate) const SMALL_BYTES: u64 = 64 * 1024;
 /// Bytes a bulk send asks for at a time.
 pub(crate) const PORTION: u64 = 2 << 20;
 /// What goes by sendfile counts once.

@@ -1,14 +1,92 @@
-//! A whole answer in memory: head and body in one piece, sent from where it lies. Only the date in it changes.
+//! A whole answer at hand: head and body in one piece in memory, sent from where it lies, or the head alone and where in
+//! the page cache its body is. Only the date in it changes.
 
 use std::cell::{Cell, Ref, RefCell};
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
+
+use reel_engine::Segment;
+use rustix::net::SendFlags;
 
 use crate::answer::Answers;
 
 /// What stands before the date in a head.
 const DATE_FIELD: &str = "\r\nDate: ";
 
-/// A complete 200: head and bytes.
+/// What a request is answered with.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub(crate) answer: Rc<WholeAnswer>,
+    /// The body, if it does not follow the head in memory.
+    pub(crate) body: Option<FilePart>,
+}
+
+impl Whole {
+    /// Bytes of head and body.
+    pub(crate) fn len(&self) -> u64 {
+        let behind = self.body.as_ref().map_or(0, |part| part.length);
+        self.answer.bytes().len() as u64 + behind
+    }
+
+    /// Sends what there is room for; what is left.
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>) -> Option<Rest> {
+        let bytes = self.answer.bytes();
+        let more = if self.body.is_some() { SendFlags::MORE } else { SendFlags::empty() };
+        // A failure shows again when the rest is sent.
+        let sent = rustix::net::send(socket, &bytes, SendFlags::NOSIGNAL | more).unwrap_or(0);
+        let body = match &self.body {
+            Some(part) if sent == bytes.len() => part.send(socket),
+            part => part.clone(),
+        };
+        (sent < bytes.len() || body.is_some()).then(|| Rest { bytes: bytes[sent..].to_vec(), body })
+    }
+}
+
+/// What is left of an answer.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) body: Option<FilePart>,
+}
+
+/// A part of a segment's file, which is not empty and can be sent by sendfile.
+#[derive(Debug, Clone)]
+pub(crate) struct FilePart {
+    segment: Arc<Segment>,
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
+}
+
+impl FilePart {
+    /// `None` when the segment's file cannot be sent by sendfile.
+    pub(crate) fn new(segment: Arc<Segment>, offset: u64, length: u64) -> Option<Self> {
+        segment.file().std()?;
+        Some(Self { segment, offset, length })
+    }
+
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.segment.file().std()
+    }
+
+    /// Sends what there is room for, once; what is left.
+    fn send(&self, socket: BorrowedFd<'_>) -> Option<Self> {
+        let mut at = self.offset;
+        // A failure shows again when the rest is sent.
+        let sent = self.file().map_or(0, |file| {
+            rustix::fs::sendfile(socket, file, Some(&mut at), self.length as usize).unwrap_or(0)
+        }) as u64;
+        (sent < self.length).then(|| Self {
+            segment: Arc::clone(&self.segment),
+            offset: self.offset + sent,
+            length: self.length - sent,
+        })
+    }
+}
+
+/// A complete 200: head, and body unless that is sent from elsewhere ([`Whole::body`]).
 #[derive(Debug)]
 pub(crate) struct WholeAnswer {
     bytes: RefCell<Box<[u8]>>,
@@ -37,7 +115,7 @@ impl WholeAnswer {
         }
     }
 
-    /// Head and body; not to be held over a wait.
+    /// Head, and body if it is in memory; not to be held over a wait.
     pub(crate) fn bytes(&self) -> Ref<'_, [u8]> {
         Ref::map(self.bytes.borrow(), |bytes| &**bytes)
     }

@@ -343,6 +343,9 @@ impl StorageShard {
                 head.field("Content-Range", content_range(part, row.bytes));
             }
             let first = if head_only { None } else { source.check_first(part).await? };
+            if status == 200 && !head_only && small.is_none() && first.is_none() {
+                self.offer_lying(file, segment, located);
+            }
             conn.queue(&head.end()).await?;
             if !head_only {
                 source.send(conn, part, first).await?;

@@ -1,27 +1,55 @@
 //! What is asked for again and again: the whole answers to plain GETs of small files in a shard's memory
 //! ([`WholeAnswer`]). Such a GET is answered at once: two look-ups, one send from where the answer lies; no wait, no copy.
+//! Of files that need no turn but are too large to be copied for each answer, the heads are kept and where the bodies lie;
+//! they are answered at once as long as those are in the page cache.
 //!
 //! An answer is kept when its file is asked for a second time while the first is still remembered, so a scan
-//! of many small files pushes nothing out. Bytes are checked when they come in; an object never changes,
-//! and which object a name means is the name cache's to know.
+//! of many small files pushes nothing out. Bytes are checked when they come in, those that lie elsewhere each time;
+//! an object never changes, and which object a name means is the name cache's to know.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use foldhash::fast::RandomState;
+use reel_engine::{Located, Segment};
 
 use super::names::File;
+use super::source::Source;
 use super::{Node, StorageShard};
 use crate::answer::Answers;
 use crate::http::request::{Method, Request};
-use crate::whole::WholeAnswer;
+use crate::turns;
+use crate::whole::{FilePart, Whole, WholeAnswer};
 
 /// Objects of which a shard remembers that they were asked for once.
 const SEEN: usize = 1 << 14;
 
-type Generation = RefCell<HashMap<u64, Rc<WholeAnswer>, RandomState>>;
+type Generation = RefCell<HashMap<u64, Hot, RandomState>>;
+
+/// An answer.
+#[derive(Debug, Clone)]
+struct Hot {
+    answer: Rc<WholeAnswer>,
+    /// Where its body lies, if that does not follow the head.
+    lies: Option<Rc<Lies>>,
+}
+
+/// A body in a segment, which may be closed or replaced meanwhile.
+#[derive(Debug)]
+struct Lies {
+    segment: Weak<Segment>,
+    located: Located,
+}
+
+impl Hot {
+    /// Bytes of memory it takes.
+    fn weight(&self) -> usize {
+        size_of::<Self>() + size_of::<WholeAnswer>() + size_of::<Lies>() + self.answer.bytes().len()
+    }
+}
 
 /// Answers in memory, by object, in two generations; bounded in bytes.
 #[derive(Debug)]
@@ -46,28 +74,44 @@ impl HotAnswers {
         }
     }
 
-    fn get(&self, object: u64) -> Option<Rc<WholeAnswer>> {
-        if let Some(answer) = self.young.borrow().get(&object) {
-            return Some(Rc::clone(answer));
+    fn get(&self, object: u64) -> Option<Hot> {
+        if let Some(hot) = self.young.borrow().get(&object) {
+            return Some(hot.clone());
         }
-        let answer = self.old.borrow_mut().remove(&object)?;
-        self.insert(object, Rc::clone(&answer));
-        Some(answer)
+        let hot = self.old.borrow_mut().remove(&object)?;
+        self.insert(object, hot.clone());
+        Some(hot)
     }
 
     /// Keeps the answer with a file's checked bytes if it was asked for before.
     pub(super) fn offer(&self, answers: &Answers, file: &File, body: &[u8]) {
+        self.keep(answers, file, body, None);
+    }
+
+    /// The same with a body that is sent from where it lies.
+    pub(super) fn offer_lying(
+        &self,
+        answers: &Answers,
+        file: &File,
+        segment: &Arc<Segment>,
+        located: &Located,
+    ) {
+        let lies = Lies { segment: Arc::downgrade(segment), located: *located };
+        self.keep(answers, file, &[], Some(lies));
+    }
+
+    fn keep(&self, answers: &Answers, file: &File, body: &[u8], lies: Option<Lies>) {
         let object = file.row.object;
         let place = object.wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> 50;
         if std::mem::replace(&mut self.seen.borrow_mut()[place % SEEN], object) == object
             && let Some(answer) = WholeAnswer::new(answers, &file.whole, body)
         {
-            self.insert(object, Rc::new(answer));
+            self.insert(object, Hot { answer: Rc::new(answer), lies: lies.map(Rc::new) });
         }
     }
 
-    fn insert(&self, object: u64, answer: Rc<WholeAnswer>) {
-        let bytes = answer.bytes().len();
+    fn insert(&self, object: u64, hot: Hot) {
+        let bytes = hot.weight();
         if bytes > self.half {
             return;
         }
@@ -76,15 +120,14 @@ impl HotAnswers {
             *self.old.borrow_mut() = std::mem::take(&mut *young);
             self.young_bytes.set(0);
         }
-        if young.insert(object, answer).is_none() {
-            self.young_bytes.set(self.young_bytes.get() + bytes);
-        }
+        let before = young.insert(object, hot).map_or(0, |hot| hot.weight());
+        self.young_bytes.set(self.young_bytes.get() + bytes - before);
     }
 }
 
 impl StorageShard {
-    /// The answer to a plain GET of a small file that is in memory.
-    pub(super) fn hot_answer(&self, request: &Request, now: Instant) -> Option<Rc<WholeAnswer>> {
+    /// The answer to a plain GET of a small file that is at hand.
+    pub(super) fn hot_answer(&self, request: &Request, now: Instant) -> Option<Whole> {
         let plain = request.method == Method::Get
             && request.query.is_empty()
             && request.keep_alive
@@ -100,9 +143,33 @@ impl StorageShard {
         if file.row.group != self.node.config.group {
             return None;
         }
-        let answer = self.hot.get(file.row.object)?;
+        let Hot { answer, lies } = self.hot.get(file.row.object)?;
+        let body = match lies {
+            Some(lies) => Some(self.at_hand(file.row.object, &lies, now)?),
+            None => None,
+        };
         answer.redate(&self.answers, now);
-        Some(answer)
+        Some(Whole { answer, body })
+    }
+
+    /// Keeps the answer with an object that was sent as a whole, if it is one that may go without a turn.
+    pub(super) fn offer_lying(&self, file: &File, segment: &Arc<Segment>, located: &Located) {
+        if located.length <= turns::SMALL_BYTES {
+            self.hot.offer_lying(&self.answers, file, segment, located);
+        }
+    }
+
+    /// A body, if it may be sent at once.
+    fn at_hand(&self, object: u64, lies: &Lies, now: Instant) -> Option<FilePart> {
+        let segment = lies.segment.upgrade().filter(|segment| !segment.is_retired())?;
+        self.node.store.check_answers(&segment).ok()?;
+        let Lies { located, .. } = lies;
+        let source = Source { shard: self, segment: &segment, located, small: None, object };
+        if !source.is_at_hand(&(0..located.length), now) {
+            return None;
+        }
+        segment.keep_open();
+        FilePart::new(segment, located.offset, located.length)
     }
 }
 
@@ -128,7 +195,7 @@ mod tests {
         hot.offer(&answers, &file(7), &[1; 4096]);
         assert!(hot.get(7).is_none(), "asked for once");
         hot.offer(&answers, &file(7), &[1; 4096]);
-        assert!(hot.get(7).is_some_and(|answer| answer.bytes().ends_with(&[1; 4096])));
+        assert!(hot.get(7).is_some_and(|hot| hot.answer.bytes().ends_with(&[1; 4096])));
         for object in 100..10_000 {
             hot.offer(&answers, &file(object), &[2; 4096]);
         }
@@ -140,7 +207,7 @@ mod tests {
         let (answers, hot) = (answers(), HotAnswers::new(64 << 10));
         let put = |object, body: &[u8]| {
             let answer = WholeAnswer::new(&answers, &file(object).whole, body).expect("an answer");
-            hot.insert(object, Rc::new(answer));
+            hot.insert(object, Hot { answer: Rc::new(answer), lies: None });
         };
         for object in 0..1000 {
             put(object, &[0; 1000]);

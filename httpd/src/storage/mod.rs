@@ -56,7 +56,7 @@ use crate::http::request::{Method, Request};
 use crate::shard::{Answered, Service};
 use crate::tally::{Begun, RequestMetrics};
 use crate::upstream::Upstreams;
-use crate::whole::WholeAnswer;
+use crate::whole::Whole;
 use names::NameCache;
 use stage::CatalogStage;
 
@@ -259,7 +259,7 @@ impl Service for Rc<StorageShard> {
 
     const HAS_WHOLE: bool = true;
 
-    fn whole_answer(&self, request: &Request, now: Instant) -> Option<Rc<WholeAnswer>> {
+    fn whole_answer(&self, request: &Request, now: Instant) -> Option<Whole> {
         self.hot_answer(request, now)
     }
 

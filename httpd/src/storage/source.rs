@@ -33,8 +33,8 @@ impl Default for Residency {
 }
 
 impl Residency {
-    fn holds(&self, segment: &Segment, offset: u64, length: u64) -> bool {
-        let (number, now) = (segment.number().get(), Instant::now());
+    fn holds(&self, segment: &Segment, offset: u64, length: u64, now: Instant) -> bool {
+        let number = segment.number().get();
         // A salt's worth of mixing is not needed: a replaced segment's pages are asked for again soon enough.
         let place = number.wrapping_mul(31).wrapping_add(offset / 4096) as usize % WINDOWS;
         let mut windows = self.0.borrow_mut();
@@ -96,12 +96,18 @@ impl Source<'_> {
     }
 
     fn is_resident(&self, range: &Range<u64>) -> bool {
-        let offset = self.located.offset + range.start;
-        self.shard.residency.holds(self.segment, offset, range.end - range.start)
+        self.was_resident(range, Instant::now())
     }
 
-    fn is_checked(&self, range: &Range<u64>) -> bool {
+    fn was_resident(&self, range: &Range<u64>, now: Instant) -> bool {
+        let offset = self.located.offset + range.start;
+        self.shard.residency.holds(self.segment, offset, range.end - range.start, now)
+    }
+
+    /// Whether a range was checked and is in the page cache: it may be sent as it lies.
+    pub(super) fn is_at_hand(&self, range: &Range<u64>, now: Instant) -> bool {
         read::is_checked(self.segment, self.slot(), self.located, range)
+            && self.was_resident(range, now)
     }
 
     /// Checks what a range holds on a disk thread, and brings what is absent into the page cache: what was
@@ -133,7 +139,7 @@ impl Source<'_> {
             return Ok(None);
         }
         let first = part.start..part.end.min(part.start + WINDOW_BYTES);
-        if self.is_checked(&first) && self.is_resident(&first) {
+        if self.is_at_hand(&first, Instant::now()) {
             return Ok(None);
         }
         let mut turn = Turn::default();
@@ -186,7 +192,7 @@ impl Source<'_> {
         while at < part.end {
             if next.is_none() {
                 let window = at..part.end.min(at + WINDOW_BYTES);
-                if self.is_checked(&window) && self.is_resident(&window) {
+                if self.is_at_hand(&window, Instant::now()) {
                     self.send_resident(conn, &window, &mut turn).await?;
                     at = window.end;
                     continue;
