@@ -175,6 +175,11 @@ impl Conn {
         self.came
     }
 
+    /// Input has come: when it woke the task, or now.
+    fn note_arrival(&mut self) {
+        self.came = self.socket.woken().unwrap_or_else(Instant::now);
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.socket.fd()
     }
@@ -211,7 +216,7 @@ impl Conn {
             match self.socket.left() {
                 Some(Left::Input(bytes)) => {
                     self.input = bytes;
-                    self.came = self.socket.woken().unwrap_or_else(Instant::now);
+                    self.note_arrival();
                     return Ok(());
                 }
                 // Rare, and on the heap: a connection that waits carries no room for it.
@@ -233,7 +238,7 @@ impl Conn {
                     if self.input.len() < self.input.capacity() {
                         self.socket.read_short();
                     }
-                    self.came = self.socket.woken().unwrap_or_else(Instant::now);
+                    self.note_arrival();
                     return Ok(());
                 }
                 Err(Errno::AGAIN) => {
@@ -413,7 +418,7 @@ impl Conn {
     /// Sends what an answer that was begun for this connection has left.
     async fn send_rest(&mut self, Rest { bytes, body }: Rest) -> Result<(), ConnError> {
         // Its request was read elsewhere: the rate counts from there on.
-        self.came = self.socket.woken().unwrap_or_else(Instant::now);
+        self.note_arrival();
         self.begin();
         self.out = bytes;
         match body {
@@ -568,6 +573,8 @@ fn read_spare(fd: BorrowedFd<'_>, into: &mut Vec<u8>, want: usize) -> Result<usi
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     /// Runs `test` with a connection to a listener that accepts nothing.
@@ -607,6 +614,11 @@ mod tests {
             conn.begin();
             conn.began = Instant::now() - RATE_GRACE;
             assert!(conn.check_rate().is_err(), "what passed before does not count");
+            let rest = Rest { bytes: b"the rest".to_vec(), body: None };
+            assert!(conn.send_rest(rest).now_or_never().is_some_and(|sent| sent.is_ok()));
+            assert!(conn.check_rate().is_ok(), "what a desk left counts from its own request on");
+            conn.began = Instant::now() - RATE_GRACE;
+            assert!(conn.check_rate().is_err(), "and from then on it does");
             conn.min_rate = 0;
             assert!(conn.check_rate().is_ok(), "no limit");
         });

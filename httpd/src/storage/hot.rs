@@ -88,18 +88,7 @@ impl HotAnswers {
         self.keep(answers, file, body, None);
     }
 
-    /// The same with a body that is sent from where it lies.
-    pub(super) fn offer_lying(
-        &self,
-        answers: &Answers,
-        file: &File,
-        segment: &Arc<Segment>,
-        located: &Located,
-    ) {
-        let lies = Lies { segment: Arc::downgrade(segment), located: *located };
-        self.keep(answers, file, &[], Some(lies));
-    }
-
+    /// The same; a body that is sent from where it lies is not in `body`.
     fn keep(&self, answers: &Answers, file: &File, body: &[u8], lies: Option<Lies>) {
         let object = file.row.object;
         let place = object.wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> 50;
@@ -155,7 +144,8 @@ impl StorageShard {
     /// Keeps the answer with an object that was sent as a whole, if it is one that may go without a turn.
     pub(super) fn offer_lying(&self, file: &File, segment: &Arc<Segment>, located: &Located) {
         if located.length <= turns::SMALL_BYTES {
-            self.hot.offer_lying(&self.answers, file, segment, located);
+            let lies = Lies { segment: Arc::downgrade(segment), located: *located };
+            self.hot.keep(&self.answers, file, &[], Some(lies));
         }
     }
 
