@@ -32,7 +32,7 @@ def say(line):
 def need(*programs):
     missing = [program for program in programs if shutil.which(program) is None and not os.path.exists(program)]
     if missing:
-        sys.exit(f"not found: {', '.join(missing)} (cargo build --release -p reelstore -p reel-bench; apt-get install wrk nginx-light)")
+        sys.exit(f"not found: {', '.join(missing)} (cargo build --release -p reelstore -p reel-bench; apt-get install wrk nginx-light fio)")
 
 
 def free_port():
@@ -271,6 +271,16 @@ def wrk(url, connections=64, seconds=4, script=None, threads=1, core=LOAD_CORE, 
         "p99_ms": float(p99[1]) * unit[p99[2]] if p99 else float("nan"),
         "text": text,
     }
+
+
+def askers(at, path, connections, seconds, times=None):
+    """Answers and the seconds they took. They end with an error at the first answer that is not like the first."""
+    args = ["taskset", "-c", LOAD_CORE, BENCH, "askers", "--server", f"127.0.0.1:{at}", "--path", f"/{path}", "--connections", str(connections), "--seconds", str(seconds)]
+    done = subprocess.run([*args, *(["--times", str(times)] if times else [])], capture_output=True, text=True, timeout=seconds + 60)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    answers, took = done.stdout.split()
+    return int(answers), float(took)
 
 
 def cores_apart():

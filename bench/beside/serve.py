@@ -28,13 +28,8 @@ def by_wrk(at, path, connections, seconds):
 
 
 def by_askers(at, path, connections, seconds):
-    """They end with an error at the first answer that is not like the first."""
-    asked = ["taskset", "-c", LOAD_CORE, BENCH, "askers", "--server", f"127.0.0.1:{at}", "--path", f"/{path}", "--connections", str(connections), "--seconds", str(seconds)]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=seconds + 60)
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
-    answers, took = done.stdout.split()
-    return int(answers), int(answers) / float(took), ""
+    answers, took = askers(at, path, connections, seconds)
+    return answers, answers / took, ""
 
 
 def ended_cpu():

@@ -6,6 +6,7 @@
 
 use std::io::{Error, Read, Result, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -14,6 +15,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
+use crate::clock::now;
 use crate::cluster::say;
 use crate::http::{self, Head, Target};
 
@@ -25,6 +27,8 @@ const READ_BYTES: usize = 256 << 10;
 const HEAD_BYTES: usize = 64 << 10;
 /// Events at a time.
 const EVENTS: usize = 512;
+/// Answers whose times are kept, and written when all is over.
+const TIMES_MOST: usize = 4 << 20;
 /// How every answer begins.
 const STATUS: &[u8] = b"HTTP/1.1 200";
 
@@ -38,6 +42,9 @@ pub(crate) struct Args {
     /// Seconds
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Where to write of each answer when it was asked for and when it was there: two little-endian f64, seconds of CLOCK_MONOTONIC
+    #[arg(long)]
+    times: Option<PathBuf>,
 }
 
 /// Prints the answers, and the seconds that they took.
@@ -65,7 +72,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         )?;
     }
     let mut clients: Vec<Client> =
-        streams.into_iter().map(|stream| Client { stream, left: answer }).collect();
+        streams.into_iter().map(|stream| Client { stream, left: answer, asked: now() }).collect();
+    let mut times = Vec::with_capacity(args.times.as_ref().map_or(0, |_| TIMES_MOST));
     let began = Instant::now();
     let ends = Duration::from_secs_f64(args.seconds);
     for client in &clients {
@@ -93,18 +101,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
         }
         answers += served.len() as u64;
+        if args.times.is_some() {
+            let now = now();
+            if times.len() + served.len() > TIMES_MOST {
+                return Err(Error::other(format!("--times keeps {TIMES_MOST} answers at most")));
+            }
+            for key in &served {
+                times.push([std::mem::replace(&mut clients[*key].asked, now), now]);
+            }
+        }
         for key in served.drain(..) {
             http::send(&clients[key].stream, request)?;
         }
     };
+    if let Some(path) = &args.times {
+        let bytes: Vec<u8> = times.iter().flatten().flat_map(|time| time.to_le_bytes()).collect();
+        std::fs::write(path, bytes)?;
+    }
     say(format_args!("{answers} {:.6}", took.as_secs_f64()));
     Ok(())
 }
 
-/// One client, its connection, and what is still to come of an answer.
+/// One client: its connection, and what is still to come of an answer.
 struct Client {
     stream: TcpStream,
     left: usize,
+    /// When it last asked, if times are kept.
+    asked: f64,
 }
 
 impl Client {

@@ -88,7 +88,8 @@ fn round_trip(one: usize, other: usize) -> Result<f64> {
     })
 }
 
-fn pin(core: usize) -> Result<()> {
+/// Keeps the thread on a core.
+pub(crate) fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     if core >= CpuSet::MAX_CPU {
         return Err(Error::other(format!("core {core}: at most {} are known", CpuSet::MAX_CPU)));

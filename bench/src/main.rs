@@ -7,6 +7,7 @@ mod askers;
 mod bare;
 mod beats;
 mod catalog;
+mod clock;
 mod cluster;
 mod cores;
 mod durable_puts;
@@ -16,6 +17,7 @@ mod http;
 mod large;
 mod load;
 mod readers;
+mod still;
 mod viewers;
 
 use clap::{Parser, Subcommand};
@@ -48,6 +50,8 @@ enum Command {
     Floor(floor::Args),
     /// How long a cache line takes from one core to another and back, in nanoseconds
     Cores(cores::Args),
+    /// When the machine stood still, as a virtual machine's host makes it
+    Still(still::Args),
     /// A large file up and down beside the storage node's anonymous memory
     Large(large::Args),
     /// Durable small puts through the engine beside one appended write + fdatasync each
@@ -71,6 +75,7 @@ fn main() -> std::process::ExitCode {
         Command::Beats(args) => beats::run(&args),
         Command::Floor(args) => floor::run(&args),
         Command::Cores(args) => cores::run(&args),
+        Command::Still(args) => still::run(&args),
         Command::Large(args) => large::run(&args),
         Command::EnginePuts(args) => engine::run_puts(&args),
         Command::EngineLarge(args) => engine::run_large(&args),

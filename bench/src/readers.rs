@@ -7,8 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-
+use crate::clock::now;
 use crate::cluster::say;
 use crate::http::Head;
 
@@ -76,12 +75,6 @@ fn parse(line: &str) -> Option<File> {
     let mut words = line.rsplitn(3, ' ');
     let (crc, bytes, path) = (words.next()?, words.next()?, words.next()?);
     Some(File { path: path.to_owned(), bytes: bytes.parse().ok()?, crc: crc.parse().ok()? })
-}
-
-/// Seconds of CLOCK_MONOTONIC, which other processes can compare with theirs.
-fn now() -> f64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 fn read_on(args: &Args, small: &[File], large: &[File], seed: u64, ends: f64) {

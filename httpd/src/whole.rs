@@ -123,9 +123,116 @@ impl WholeAnswer {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use reel_control::config::CorsConfig;
+    use std::io::{self, Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+    use std::os::unix::net::UnixStream;
     use std::time::Duration;
+
+    use reel_control::config::CorsConfig;
+    use reel_engine::format::record::RecordKind;
+    use reel_engine::{Draft, SegmentNumber, Store, StoreOptions, Writer};
+
+    use super::*;
+
+    /// A record on disk, and the store that keeps it.
+    async fn stored(dir: &std::path::Path, payload: Vec<u8>) -> (Arc<Store>, FilePart) {
+        let numbers = Arc::new(|| SegmentNumber::new(1));
+        let options = StoreOptions::new([dir.to_owned()], numbers);
+        let (store, _) = Store::open(options).expect("opens");
+        let writer = Writer::new(Arc::clone(&store));
+        monoio::spawn(writer.clone().run());
+        let length = payload.len() as u64;
+        let draft = Draft {
+            kind: RecordKind::Object,
+            user: "u".to_owned(),
+            name: "n".to_owned(),
+            content_type: String::new(),
+            version: store.clock().next(),
+            modified_ms: 1,
+            target: None,
+            payload_crc: crc32fast::hash(&payload),
+            payload: payload.into(),
+        };
+        let stored = writer.put(draft).await.expect("put");
+        let segment = Arc::clone(&stored.segment);
+        let located = segment.locate(stored.id.slot()).expect("located");
+        assert_eq!(located.length, length);
+        let part = FilePart::new(segment, located.offset, length).expect("a file");
+        (store, part)
+    }
+
+    /// What has arrived.
+    fn drain(mut stream: &UnixStream, got: &mut Vec<u8>) {
+        let end = stream.read_to_end(got).expect_err("the other end is open");
+        assert_eq!(end.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn what_arrived_and_what_is_left_are_the_whole_answer() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let payload: Vec<u8> = (0..1_000_000u32).map(|at| (at * at >> 7) as u8).collect();
+        crate::reactor::on_a_shard(async {
+            let (_store, part) = stored(dir.path(), payload.clone()).await;
+            let answers = Answers::new(CorsConfig::default(), None);
+            let answer = WholeAnswer::new(&answers, b"ETag: x\r\n\r\n", b"").expect("an answer");
+            let answer = Rc::new(answer);
+            let head = answer.bytes().len();
+            let all = [&answer.bytes(), &payload[..]].concat();
+            let pair = || {
+                let (one, other) = UnixStream::pair().expect("a pair");
+                one.set_nonblocking(true).expect("set");
+                other.set_nonblocking(true).expect("set");
+                (one, other)
+            };
+            let fill = |mut stream: &UnixStream| {
+                let mut filled = 0;
+                while let Ok(wrote) = stream.write(&[0; 4096]) {
+                    filled += wrote;
+                }
+                filled
+            };
+            let whole = |length| Whole {
+                answer: Rc::clone(&answer),
+                body: Some(FilePart { length, ..part.clone() }),
+            };
+            let with_rest = |got: &mut Vec<u8>, rest: Rest| {
+                got.extend_from_slice(&rest.bytes);
+                let part = rest.body.expect("the body's end");
+                let at = got.len();
+                got.resize(at + part.length as usize, 0);
+                part.file().expect("a file").read_exact_at(&mut got[at..], part.offset)
+            };
+
+            let ((one, other), mut got) = (pair(), Vec::new());
+            assert!(whole(10_000).send(one.as_fd()).is_none(), "all is sent");
+            drain(&other, &mut got);
+            assert!(got == all[..head + 10_000]);
+
+            let ((one, other), mut got) = (pair(), Vec::new());
+            let rest = whole(1_000_000).send(one.as_fd()).expect("larger than the socket's buffer");
+            drain(&other, &mut got);
+            assert!(got.len() > head, "a part of the body");
+            assert!(rest.bytes.is_empty());
+            with_rest(&mut got, rest).expect("read");
+            assert!(got == all);
+
+            let ((one, other), mut got) = (pair(), Vec::new());
+            let filled = fill(&one);
+            let rest = whole(1_000_000).send(one.as_fd()).expect("no room at all");
+            drain(&other, &mut got);
+            assert_eq!(got.len(), filled);
+            got.clear();
+            with_rest(&mut got, rest).expect("read");
+            assert!(got == all);
+
+            let ((one, other), mut got) = (pair(), Vec::new());
+            drop(other);
+            let rest = whole(1_000_000).send(one.as_fd()).expect("nobody reads");
+            with_rest(&mut got, rest).expect("read");
+            assert!(got == all);
+        });
+    }
 
     #[test]
     fn the_date_is_written_anew() {
