@@ -346,6 +346,7 @@ impl Conn {
                 Ok(read) => {
                     self.body.step(&into[before..before + read])?;
                     self.received += read as u64;
+                    turns::note_others(Instant::now());
                     return Ok(());
                 }
                 Err(Errno::AGAIN) => self.socket.drained(),

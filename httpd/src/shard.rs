@@ -24,6 +24,7 @@ use crate::http::response::{Head, error_body};
 use crate::prompt::{Desk, Prompt};
 use crate::reactor;
 use crate::tally;
+use crate::turns;
 use crate::whole::Whole;
 
 /// Connections that wait in the kernel for a shard.
@@ -416,6 +417,7 @@ impl<S: Service> Desk for WholeAnswers<S> {
     }
 
     fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant, now: Instant) {
+        turns::note_others(now);
         let took = now.saturating_duration_since(came);
         self.service.count_whole(client, prompt.request.as_deref(), prompt.whole.len(), took);
     }
@@ -479,13 +481,18 @@ async fn connection<S: Service>(
             } else {
                 conn.send_at_once(&whole.answer.bytes());
             }
+            turns::note_others(conn.came());
             service.count_whole(client, Some(&request), whole.len(), conn.came().elapsed());
             conn.flush_if_full().await?;
             continue;
         }
         conn.body = Decoder::new(request.framing);
         // On the heap: a connection that waits for a request carries no room for its answer.
+        let before = conn.sent;
         let answered = Box::pin(service.serve(&mut conn, &request)).await?;
+        if conn.sent - before <= turns::SMALL_BYTES {
+            turns::note_others(Instant::now());
+        }
         let keep = request.keep_alive && !answered.close && drain(&mut conn).await?;
         if !keep || stop.is_stopping() {
             conn.flush().await?;

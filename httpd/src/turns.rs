@@ -4,17 +4,26 @@
 //! the round's bytes used waits for the next one, first come, first served. What a socket had no room for keeps its place
 //! ([`Turn`]): when it had to queue up again, one answer of twenty took two or three times as long as the others under load.
 //! As long as nobody has to wait a turn costs an addition.
+//!
+//! Where there are bulk sends only ([`QUIET`]), nobody is to be spared: a round is longer then, and each answer leaves when its
+//! request has come instead of being kept while those of others are read (decisions/0024).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
 
 use crate::reactor;
 
 /// Bytes of bulk sends in one round.
 const ROUND_BYTES: u64 = 2 << 20;
+/// Bytes of a round when there is nobody else, of which one part of an answer still has [`ROUND_BYTES`]. Whoever comes first then
+/// waits for so many: 20 ms.
+const QUIET_ROUND_BYTES: u64 = 64 << 20;
+/// How long there must have been no small answer and no upload.
+const QUIET: Duration = Duration::from_secs(1);
 /// A send of at most so many bytes takes no turn.
 pub(crate) const SMALL_BYTES: u64 = 64 * 1024;
 /// Bytes a bulk send asks for at a time.
@@ -35,6 +44,12 @@ struct Waiter {
 #[derive(Default)]
 struct Turns {
     used: u64,
+    /// Rounds begun.
+    round: u64,
+    /// This one is a long one.
+    is_long: bool,
+    /// When a small answer, or a part of an upload, was last seen.
+    others: Option<Instant>,
     /// There is a task that begins rounds while somebody waits.
     refilling: bool,
     /// The last place that was given out.
@@ -51,12 +66,31 @@ impl Turns {
     /// Gives turns to those who wait, in order, as long as the round has bytes.
     fn begin_round(&mut self) {
         // What was taken beyond the last round counts in this one.
-        self.used = self.used.saturating_sub(ROUND_BYTES);
+        self.used = self.used.saturating_sub(self.bytes());
+        self.is_long = false;
+        self.round += 1;
         self.grant();
     }
 
+    /// Of the current round.
+    fn bytes(&self) -> u64 {
+        if self.is_long { QUIET_ROUND_BYTES } else { ROUND_BYTES }
+    }
+
+    /// Whether more may be sent in this round by one that has had so many bytes of it.
+    fn has_room(&mut self, had: u64) -> bool {
+        if self.used < ROUND_BYTES {
+            return true;
+        }
+        if had >= ROUND_BYTES {
+            return false;
+        }
+        self.is_long |= self.others.is_none_or(|others| others.elapsed() >= QUIET);
+        self.used < self.bytes()
+    }
+
     fn grant(&mut self) {
-        while self.used < ROUND_BYTES
+        while self.has_room(0)
             && let Some((_, (waiter, bytes))) = self.waiting.pop_first()
         {
             // One that is held by nobody else has given up.
@@ -71,17 +105,15 @@ impl Turns {
     }
 }
 
-/// Waits until `bytes` may be sent in the current round.
-pub(crate) async fn take(bytes: u64) {
-    Turn::default().take(bytes, WARM).await;
-}
-
 /// The place of a bulk send among those that wait, kept for [`PORTION`] bytes. One for all of a part of an answer: what is
 /// partly cold would queue up twice otherwise, and under load take twice as long as the others.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     place: u64,
     left: u64,
+    /// The round of its last turn, and how many of its bytes it has had.
+    round: u64,
+    had: u64,
 }
 
 impl Turn {
@@ -95,7 +127,20 @@ impl Turn {
     /// Of the bytes `taken` so many were not sent: others may send as much in this round.
     pub(crate) fn sent(&mut self, taken: u64, unsent: u64, weight: u64) {
         self.left = self.left.saturating_sub(taken - unsent);
-        give_back(taken * weight, unsent * weight);
+        if taken * weight > SMALL_BYTES && unsent > 0 {
+            self.had = self.had.saturating_sub(unsent * weight);
+            TURNS.with_borrow_mut(|turns| {
+                turns.used = turns.used.saturating_sub(unsent * weight);
+                turns.grant();
+            });
+        }
+    }
+
+    fn note(&mut self, bytes: u64, round: u64) {
+        if std::mem::replace(&mut self.round, round) != round {
+            self.had = 0;
+        }
+        self.had += bytes;
     }
 }
 
@@ -105,8 +150,11 @@ async fn wait(turn: &mut Turn, bytes: u64) {
             turns.last += 1;
             (turn.place, turn.left) = (turns.last, PORTION);
         }
-        if turns.waiting.is_empty() && turns.used < ROUND_BYTES {
+        let had = if turn.round == turns.round { turn.had } else { 0 };
+        // Whoever waits while a long round has room has had his share of it.
+        if turns.has_room(had) && (turns.waiting.is_empty() || turns.is_long) {
             turns.used += bytes;
+            turn.note(bytes, turns.round);
             return None;
         }
         let waiter = Rc::new(Waiter::default());
@@ -125,16 +173,12 @@ async fn wait(turn: &mut Turn, bytes: u64) {
         Poll::Pending
     })
     .await;
+    turn.note(bytes, TURNS.with_borrow(|turns| turns.round));
 }
 
-/// Gives back what was not sent of the bytes `taken`: others may send as much in this round.
-fn give_back(taken: u64, unsent: u64) {
-    if taken > SMALL_BYTES && unsent > 0 {
-        TURNS.with_borrow_mut(|turns| {
-            turns.used = turns.used.saturating_sub(unsent);
-            turns.grant();
-        });
-    }
+/// There was a small answer, or a part of an upload, which long rounds would hold up.
+pub(crate) fn note_others(now: Instant) {
+    TURNS.with_borrow_mut(|turns| turns.others = Some(now));
 }
 
 /// The sockets were looked at, and those that became ready were woken: a new round begins.
@@ -170,11 +214,59 @@ fn refill() {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+
+    /// Answers of a portion each that have their turn in one round.
+    fn served_in_a_round() -> usize {
+        std::iter::repeat_with(|| Turn::default().take(PORTION, WARM).now_or_never())
+            .take_while(Option::is_some)
+            .count()
+    }
+
+    #[test]
+    fn a_round_is_long_when_there_is_nobody_to_spare() {
+        crate::reactor::on_a_shard(async {
+            let begin = || TURNS.with_borrow_mut(Turns::begin_round);
+            begin();
+            assert_eq!(served_in_a_round() as u64, QUIET_ROUND_BYTES / PORTION);
+            TURNS.take();
+            note_others(Instant::now());
+            begin();
+            assert_eq!(served_in_a_round() as u64, ROUND_BYTES / PORTION);
+            TURNS.take();
+            note_others(Instant::now() - QUIET);
+            begin();
+            assert_eq!(served_in_a_round() as u64, QUIET_ROUND_BYTES / PORTION);
+        });
+    }
+
+    #[test]
+    fn no_part_has_more_of_a_long_round_than_of_a_short_one_and_nothing_is_left_over() {
+        crate::reactor::on_a_shard(async {
+            let begin = || TURNS.with_borrow_mut(Turns::begin_round);
+            begin();
+            let mut one = Turn::default();
+            assert!(one.take(PORTION, WARM).now_or_never().is_some());
+            one.sent(PORTION, PORTION / 2, WARM);
+            let others = Turn::default().take(PORTION, WARM).now_or_never();
+            assert!(others.is_some(), "the round is long");
+            assert!(one.take(PORTION / 2, WARM).now_or_never().is_some(), "the other half");
+            assert!(one.take(PORTION, WARM).now_or_never().is_none(), "it has had its share");
+            let others = Turn::default().take(PORTION, WARM).now_or_never();
+            assert!(others.is_some(), "others have not, and do not wait behind it");
+            TURNS.with_borrow_mut(|turns| turns.waiting.clear());
+            note_others(Instant::now());
+            begin();
+            assert!(one.take(PORTION, WARM).now_or_never().is_some(), "a new round");
+        });
+    }
 
     #[test]
     fn what_a_socket_had_no_room_for_goes_before_what_came_later() {
         let order = crate::reactor::on_a_shard(async {
+            note_others(Instant::now());
             let order = Rc::new(RefCell::new(Vec::new()));
             let (mut first, mut second) = (Turn::default(), Turn::default());
             first.take(PORTION, WARM).await;

@@ -156,7 +156,7 @@ mod tests {
         };
         let stored = writer.put(draft).await.expect("put");
         let segment = Arc::clone(&stored.segment);
-        let located = segment.locate(stored.id.slot()).expect("located");
+        let located = segment.locate(stored.object.slot()).expect("located");
         assert_eq!(located.length, length);
         let part = FilePart::new(segment, located.offset, length).expect("a file");
         (store, part)
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn what_arrived_and_what_is_left_are_the_whole_answer() {
         let dir = tempfile::tempdir().expect("a folder");
-        let payload: Vec<u8> = (0..1_000_000u32).map(|at| (at * at >> 7) as u8).collect();
+        let payload: Vec<u8> = (0..1_000_000u64).map(|at| ((at * at) >> 7) as u8).collect();
         crate::reactor::on_a_shard(async {
             let (_store, part) = stored(dir.path(), payload.clone()).await;
             let answers = Answers::new(CorsConfig::default(), None);

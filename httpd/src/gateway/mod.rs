@@ -28,7 +28,7 @@ use crate::http::request::{Method, Request, query_value};
 use crate::pipes::Pipe;
 use crate::shard::{Answered, Service};
 use crate::tally::{Begun, RequestMetrics};
-use crate::turns;
+use crate::turns::{self, Turn};
 use crate::upstream::{self, Response, Upstreams};
 use addresses::{AddressCache, LastAnswers, Whose};
 use suspects::Suspects;
@@ -119,9 +119,10 @@ async fn splice_body(
 ) -> Result<(), Broken> {
     conn.flush_before_file().await.map_err(Broken::Client)?;
     let pipe = Pipe::take().map_err(|error| Broken::Client(error.into()))?;
+    let mut turn = Turn::default();
     while !response.conn.body.is_done() {
         let moved = response.conn.splice_in(&pipe).await.map_err(Broken::Node)?;
-        turns::take(moved as u64).await;
+        turn.take(moved as u64, turns::WARM).await;
         let more = !response.conn.body.is_done();
         conn.splice_out(&pipe, moved, more).await.map_err(Broken::Client)?;
         *passed += moved as u64;
