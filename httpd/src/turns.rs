@@ -19,7 +19,7 @@ use crate::reactor;
 
 /// Bytes of bulk sends in one round.
 const ROUND_BYTES: u64 = 2 << 20;
-/// Bytes of a round when there is nobody else, of which one part of an answer still has [`ROUND_BYTES`]. Whoever comes first then
+/// Bytes of a round when there is nobody else, in which a part of an answer still has one turn only. Whoever comes first then
 /// waits for so many: 20 ms.
 const QUIET_ROUND_BYTES: u64 = 64 << 20;
 /// How long there must have been no small answer and no upload.
@@ -44,8 +44,6 @@ struct Waiter {
 #[derive(Default)]
 struct Turns {
     used: u64,
-    /// Rounds begun.
-    round: u64,
     /// This one is a long one.
     is_long: bool,
     /// When a small answer, or a part of an upload, was last seen.
@@ -68,8 +66,7 @@ impl Turns {
         // What was taken beyond the last round counts in this one.
         self.used = self.used.saturating_sub(self.bytes());
         self.is_long = false;
-        self.round += 1;
-        self.grant();
+        while self.has_room() && self.grant_first() {}
     }
 
     /// Of the current round.
@@ -77,31 +74,26 @@ impl Turns {
         if self.is_long { QUIET_ROUND_BYTES } else { ROUND_BYTES }
     }
 
-    /// Whether more may be sent in this round by one that has had so many bytes of it.
-    fn has_room(&mut self, had: u64) -> bool {
-        if self.used < ROUND_BYTES {
-            return true;
+    /// Whether the current round, made long if it may be, has bytes left.
+    fn has_room(&mut self) -> bool {
+        if self.used >= ROUND_BYTES {
+            self.is_long |= self.others.is_none_or(|others| others.elapsed() >= QUIET);
         }
-        if had >= ROUND_BYTES {
-            return false;
-        }
-        self.is_long |= self.others.is_none_or(|others| others.elapsed() >= QUIET);
         self.used < self.bytes()
     }
 
-    fn grant(&mut self) {
-        while self.has_room(0)
-            && let Some((_, (waiter, bytes))) = self.waiting.pop_first()
-        {
-            // One that is held by nobody else has given up.
-            if Rc::strong_count(&waiter) > 1 {
-                self.used += bytes;
-                waiter.granted.set(true);
-                if let Some(waker) = waiter.waker.take() {
-                    waker.wake();
-                }
+    /// Gives a turn to the first of those who wait; false when nobody does.
+    fn grant_first(&mut self) -> bool {
+        let Some((_, (waiter, bytes))) = self.waiting.pop_first() else { return false };
+        // One that is held by nobody else has given up.
+        if Rc::strong_count(&waiter) > 1 {
+            self.used += bytes;
+            waiter.granted.set(true);
+            if let Some(waker) = waiter.waker.take() {
+                waker.wake();
             }
         }
+        true
     }
 }
 
@@ -111,9 +103,6 @@ impl Turns {
 pub(crate) struct Turn {
     place: u64,
     left: u64,
-    /// The round of its last turn, and how many of its bytes it has had.
-    round: u64,
-    had: u64,
 }
 
 impl Turn {
@@ -128,33 +117,29 @@ impl Turn {
     pub(crate) fn sent(&mut self, taken: u64, unsent: u64, weight: u64) {
         self.left = self.left.saturating_sub(taken - unsent);
         if taken * weight > SMALL_BYTES && unsent > 0 {
-            self.had = self.had.saturating_sub(unsent * weight);
             TURNS.with_borrow_mut(|turns| {
                 turns.used = turns.used.saturating_sub(unsent * weight);
-                turns.grant();
+                while turns.used < ROUND_BYTES && turns.grant_first() {}
             });
         }
-    }
-
-    fn note(&mut self, bytes: u64, round: u64) {
-        if std::mem::replace(&mut self.round, round) != round {
-            self.had = 0;
-        }
-        self.had += bytes;
     }
 }
 
 async fn wait(turn: &mut Turn, bytes: u64) {
     let waiter = TURNS.with_borrow_mut(|turns| {
+        let begins = turn.place == 0;
         if turn.left == 0 {
             turns.last += 1;
             (turn.place, turn.left) = (turns.last, PORTION);
         }
-        let had = if turn.round == turns.round { turn.had } else { 0 };
-        // Whoever waits while a long round has room has had his share of it.
-        if turns.has_room(had) && (turns.waiting.is_empty() || turns.is_long) {
+        // What goes on has had a turn: all that begins in a long round leaves before it.
+        let is_next = if begins {
+            turns.has_room() && (turns.waiting.is_empty() || turns.is_long)
+        } else {
+            turns.used < ROUND_BYTES && turns.waiting.is_empty()
+        };
+        if is_next {
             turns.used += bytes;
-            turn.note(bytes, turns.round);
             return None;
         }
         let waiter = Rc::new(Waiter::default());
@@ -173,7 +158,6 @@ async fn wait(turn: &mut Turn, bytes: u64) {
         Poll::Pending
     })
     .await;
-    turn.note(bytes, TURNS.with_borrow(|turns| turns.round));
 }
 
 /// There was a small answer, or a part of an upload, which long rounds would hold up.
@@ -243,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn no_part_has_more_of_a_long_round_than_of_a_short_one_and_nothing_is_left_over() {
+    fn what_has_had_a_turn_of_a_long_round_waits_for_the_next_and_nobody_waits_behind_it() {
         crate::reactor::on_a_shard(async {
             let begin = || TURNS.with_borrow_mut(Turns::begin_round);
             begin();
@@ -252,14 +236,14 @@ mod tests {
             one.sent(PORTION, PORTION / 2, WARM);
             let others = Turn::default().take(PORTION, WARM).now_or_never();
             assert!(others.is_some(), "the round is long");
-            assert!(one.take(PORTION / 2, WARM).now_or_never().is_some(), "the other half");
-            assert!(one.take(PORTION, WARM).now_or_never().is_none(), "it has had its share");
+            assert!(one.take(PORTION / 2, WARM).now_or_never().is_none(), "it goes on");
             let others = Turn::default().take(PORTION, WARM).now_or_never();
-            assert!(others.is_some(), "others have not, and do not wait behind it");
-            TURNS.with_borrow_mut(|turns| turns.waiting.clear());
+            assert!(others.is_some(), "others begin");
             note_others(Instant::now());
+            TURNS.with_borrow_mut(|turns| turns.waiting.clear());
             begin();
-            assert!(one.take(PORTION, WARM).now_or_never().is_some(), "a new round");
+            let goes_on = one.take(PORTION / 2, WARM).now_or_never();
+            assert!(goes_on.is_some(), "a new round, of which the last one left nothing over");
         });
     }
 

@@ -125,6 +125,7 @@ async fn splice_body(
         turn.take(moved as u64, turns::WARM).await;
         let more = !response.conn.body.is_done();
         conn.splice_out(&pipe, moved, more).await.map_err(Broken::Client)?;
+        turn.sent(moved as u64, 0, turns::WARM);
         *passed += moved as u64;
     }
     pipe.give();
