@@ -97,7 +97,7 @@ def main():
     with Bench(args.dir) as bench:
         root = bench.dir / "www"
         root.mkdir()
-        node, port, _, _ = bench.reel()
+        _, port, _, _ = bench.reel()
         small = os.urandom(4096)
         (root / "hot.mp4").write_bytes(small)
         put(port, "films/hot.mp4", small)
@@ -113,19 +113,19 @@ request = function()
   return wrk.format("GET", nil, {{["Range"] = "bytes=" .. from .. "-" .. (from + 1048575)}})
 end
 """)
-        _, plain, plain_port = bench.nginx(root)
-        _, aio, aio_port = bench.nginx(root, "aio threads;")
+        _, _, plain_port = bench.nginx(root)
+        _, _, aio_port = bench.nginx(root, "aio threads;")
         servers = {
-            "reel": (port, "films/", [node.pid]),
-            "nginx": (plain_port, "", plain),
-            "nginx aio threads": (aio_port, "", aio),
+            "reel": (port, "films/"),
+            "nginx": (plain_port, ""),
+            "nginx aio threads": (aio_port, ""),
         }
         drop([film, segment])
         time.sleep(SETTLE)
         found, at_most = {}, []
         for round_ in range(1, args.rounds + 1):
             for way in WAYS:
-                for name, (at, prefix, _) in servers.items():
+                for name, (at, prefix) in servers.items():
                     hot = (way, at, f"{prefix}hot.mp4", args.seconds, bench.dir / "times")
                     alone = ask_hot(*hot)
                     stop = threading.Event()

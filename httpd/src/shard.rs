@@ -487,8 +487,8 @@ async fn connection<S: Service>(
             continue;
         }
         conn.body = Decoder::new(request.framing);
-        // On the heap: a connection that waits for a request carries no room for its answer.
         let before = conn.sent;
+        // On the heap: a connection that waits for a request carries no room for its answer.
         let answered = Box::pin(service.serve(&mut conn, &request)).await?;
         if conn.sent - before <= turns::SMALL_BYTES {
             turns::note_others(Instant::now());

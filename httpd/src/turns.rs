@@ -133,12 +133,8 @@ async fn wait(turn: &mut Turn, bytes: u64) {
             (turn.place, turn.left) = (turns.last, PORTION);
         }
         // What goes on has had a turn: all that begins in a long round leaves before it.
-        let is_next = if begins {
-            turns.has_room() && (turns.waiting.is_empty() || turns.is_long)
-        } else {
-            turns.used < ROUND_BYTES && turns.waiting.is_empty()
-        };
-        if is_next {
+        let is_let_in = begins && turns.has_room() && turns.is_long;
+        if is_let_in || turns.used < ROUND_BYTES && turns.waiting.is_empty() {
             turns.used += bytes;
             return None;
         }
@@ -202,26 +198,32 @@ mod tests {
 
     use super::*;
 
-    /// Answers of a portion each that have their turn in one round.
+    fn begin_round() {
+        TURNS.with_borrow_mut(Turns::begin_round);
+    }
+
+    /// Whether an answer of a portion has its turn when it begins.
+    fn another_begins() -> bool {
+        Turn::default().take(PORTION, WARM).now_or_never().is_some()
+    }
+
+    /// How many of those have it in one round.
     fn served_in_a_round() -> usize {
-        std::iter::repeat_with(|| Turn::default().take(PORTION, WARM).now_or_never())
-            .take_while(Option::is_some)
-            .count()
+        std::iter::repeat_with(another_begins).take_while(|begins| *begins).count()
     }
 
     #[test]
     fn a_round_is_long_when_there_is_nobody_to_spare() {
         crate::reactor::on_a_shard(async {
-            let begin = || TURNS.with_borrow_mut(Turns::begin_round);
-            begin();
+            begin_round();
             assert_eq!(served_in_a_round() as u64, QUIET_ROUND_BYTES / PORTION);
             TURNS.take();
             note_others(Instant::now());
-            begin();
+            begin_round();
             assert_eq!(served_in_a_round() as u64, ROUND_BYTES / PORTION);
             TURNS.take();
             note_others(Instant::now() - QUIET);
-            begin();
+            begin_round();
             assert_eq!(served_in_a_round() as u64, QUIET_ROUND_BYTES / PORTION);
         });
     }
@@ -229,19 +231,16 @@ mod tests {
     #[test]
     fn what_has_had_a_turn_of_a_long_round_waits_for_the_next_and_nobody_waits_behind_it() {
         crate::reactor::on_a_shard(async {
-            let begin = || TURNS.with_borrow_mut(Turns::begin_round);
-            begin();
+            begin_round();
             let mut one = Turn::default();
             assert!(one.take(PORTION, WARM).now_or_never().is_some());
             one.sent(PORTION, PORTION / 2, WARM);
-            let others = Turn::default().take(PORTION, WARM).now_or_never();
-            assert!(others.is_some(), "the round is long");
+            assert!(another_begins(), "the round is long");
             assert!(one.take(PORTION / 2, WARM).now_or_never().is_none(), "it goes on");
-            let others = Turn::default().take(PORTION, WARM).now_or_never();
-            assert!(others.is_some(), "others begin");
+            assert!(another_begins(), "others begin");
             note_others(Instant::now());
             TURNS.with_borrow_mut(|turns| turns.waiting.clear());
-            begin();
+            begin_round();
             let goes_on = one.take(PORTION / 2, WARM).now_or_never();
             assert!(goes_on.is_some(), "a new round, of which the last one left nothing over");
         });
