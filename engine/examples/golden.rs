@@ -85,7 +85,7 @@ fn main() {
             store.settled(&stored.segment);
         }
         // Segment 2: a large object, settled.
-        let mut solo = SoloUpload::begin(&store).await.unwrap();
+        let mut solo = SoloUpload::begin(&store, 0).await.unwrap();
         let mut piece = solo.piece();
         piece.fill(&payload(100, 300_000));
         solo.write(piece).await.unwrap();

@@ -15,7 +15,7 @@ use crate::format::{HEADER_BYTES, trailer};
 use crate::id::{ObjectId, SegmentNumber};
 use crate::segment::Segment;
 use crate::segment::scan::{check_place, entry_of};
-use crate::solo::{BlockCrcs, Ending, PAYLOAD_AT, SoloFile};
+use crate::solo::{BlockCrcs, Ending, PAYLOAD_AT, Reserved, SoloFile};
 use crate::store::{Known, Marker, Store};
 
 /// A record that arrived and is durable here.
@@ -199,15 +199,23 @@ pub struct SoloCopy {
 }
 
 impl SoloCopy {
-    /// Begins a copy. `Ok(None)`: it is here already, or gone for good.
-    pub async fn begin(store: &Arc<Store>, number: SegmentNumber) -> Result<Option<Self>> {
+    /// Begins a copy of a segment whose payload has `expected` bytes (0 when that is not known); their space is reserved,
+    /// as far as 64 MiB. `Ok(None)`: it is here already, or gone for good.
+    pub async fn begin(
+        store: &Arc<Store>,
+        number: SegmentNumber,
+        expected: u64,
+    ) -> Result<Option<Self>> {
         if store.has(number) || store.is_gone(number) {
             return Ok(None);
         }
         let maker = Arc::clone(store);
-        // A leftover of an earlier try in this process is begun anew.
-        store.pool().run(move || maker.remove(number)).await?;
-        let file = SoloFile::create(store, number, Marker::Copy).await?;
+        let made = store.pool().run(move || {
+            // A leftover of an earlier try in this process is begun anew.
+            maker.remove(number)?;
+            Reserved::make(&maker, number, Marker::Copy, expected)
+        });
+        let file = SoloFile::adopt(made.await?)?;
         Ok(Some(Self { store: Arc::clone(store), number, file, crcs: BlockCrcs::default() }))
     }
 
@@ -307,7 +315,7 @@ pub struct SoloReplica {
 impl SoloReplica {
     /// Begins a copy. `Ok(None)`: it is here already.
     pub async fn open(store: &Arc<Store>, known: &Known) -> Result<Option<Self>> {
-        let copy = SoloCopy::begin(store, known.number).await?;
+        let copy = SoloCopy::begin(store, known.number, 0).await?;
         Ok(copy.map(|copy| Self {
             copy,
             piece: None,

@@ -87,45 +87,98 @@ impl BlockCrcs {
 
 type Writing = Pin<Box<dyn Future<Output = Result<()>>>>;
 
-/// The file of a solo segment being written: payload in pieces, then the tail, then the pages.
-/// Dropping it before [`SoloFile::complete`] removes what was written.
-pub(crate) struct SoloFile {
+/// The file of a solo segment on its disk, with space for what comes first. Dropping it removes what was written, unless it
+/// is complete.
+pub(crate) struct Reserved {
     store: Arc<Store>,
     number: SegmentNumber,
     folder: u16,
     disk: DiskFile,
-    file: Rc<ShardFile>,
-    /// Bytes given to [`SoloFile::write`] so far.
-    pub(crate) length: u64,
+    /// Bytes of the file whose space is reserved.
     allocated: u64,
-    writing: VecDeque<Writing>,
-    gentle: bool,
     complete: bool,
 }
 
-impl SoloFile {
-    pub(crate) async fn create(
+impl Reserved {
+    /// Makes the file, and reserves space for a payload of `expected` bytes, as far as [`ALLOCATE_STEP`]; 0 when its
+    /// length is not known. Blocking.
+    pub(crate) fn make(
         store: &Arc<Store>,
         number: SegmentNumber,
         marker: Marker,
+        expected: u64,
     ) -> Result<Self> {
-        let made = Arc::clone(store);
-        let (disk, folder) =
-            store.pool().run(move || made.create_file(number, marker, Source::NewDirect)).await?;
-        let mut created = Self {
-            store: Arc::clone(store),
-            number,
-            folder,
-            file: Rc::new(ShardFile::adopt_direct(disk.clone(), store.pool())?),
-            disk,
+        let (disk, folder) = store.create_file(number, marker, Source::NewDirect)?;
+        let store = Arc::clone(store);
+        let mut made = Self { store, number, folder, disk, allocated: 0, complete: false };
+        let piece = PIECE_BYTES as u64;
+        let whole = PAYLOAD_AT.saturating_add(expected.saturating_add(piece - 1) / piece * piece);
+        let steps = match expected {
+            0 => vec![2 * piece, PAYLOAD_AT + piece],
+            _ => vec![whole.min(ALLOCATE_STEP)],
+        };
+        made.allocated = extend(&made.store, folder, &made.disk, 0, &steps)?;
+        Ok(made)
+    }
+}
+
+/// Reserves space from `allocated` on, up to the first of these ends that fits, which is given back. Blocking.
+fn extend(
+    store: &Store,
+    folder: u16,
+    disk: &DiskFile,
+    allocated: u64,
+    steps: &[u64],
+) -> Result<u64> {
+    let reserve = store.options.reserve_bytes;
+    let mut result = Err(Error::NoSpace { path: disk.path().to_owned() });
+    for &to in steps {
+        if store.folder(folder).free() < (to - allocated).saturating_add(reserve) {
+            continue;
+        }
+        result = disk.allocate(to).map(|()| to);
+        if result.is_ok() {
+            store.folder(folder).take_space(to - allocated);
+            break;
+        }
+    }
+    result.map_err(|error| store.note_failure(folder, error))
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if !self.complete {
+            let (store, number) = (Arc::clone(&self.store), self.number);
+            drop(self.store.pool().run(move || {
+                store.abandon(number);
+                Ok(())
+            }));
+        }
+    }
+}
+
+/// A solo segment being written: payload in pieces, then the tail, then the pages.
+/// Dropping it before [`SoloFile::complete`] removes what was written.
+pub(crate) struct SoloFile {
+    reserved: Reserved,
+    file: Rc<ShardFile>,
+    /// Bytes given to [`SoloFile::write`] so far.
+    pub(crate) length: u64,
+    writing: VecDeque<Writing>,
+    gentle: bool,
+}
+
+impl SoloFile {
+    /// Takes a file over, on the shard's own thread.
+    pub(crate) fn adopt(reserved: Reserved) -> Result<Self> {
+        let file = ShardFile::adopt_direct(reserved.disk.clone(), reserved.store.pool())?;
+        Ok(Self {
+            reserved,
+            file: Rc::new(file),
             length: 0,
-            allocated: 0,
             writing: VecDeque::new(),
             gentle: false,
-            complete: false,
-        };
-        created.allocate().await?;
-        Ok(created)
+        })
     }
 
     /// From now on one write is in flight, and a small one.
@@ -134,39 +187,23 @@ impl SoloFile {
     }
 
     pub(crate) fn path(&self) -> &std::path::Path {
-        self.disk.path()
+        self.reserved.disk.path()
     }
 
     /// Reserves space for what comes next.
     async fn allocate(&mut self) -> Result<()> {
         let wanted = PAYLOAD_AT + self.length + PIECE_BYTES as u64;
-        if wanted <= self.allocated {
+        let Reserved { store, disk, folder, allocated, .. } = &self.reserved;
+        if wanted <= *allocated {
             return Ok(());
         }
         // Twice as much each time; where that does not fit any more, only what is needed now.
-        let double = self.allocated.clamp(2 * PIECE_BYTES as u64, ALLOCATE_STEP);
-        let steps = [self.allocated + double, wanted];
-        let (store, disk, folder) = (Arc::clone(&self.store), self.disk.clone(), self.folder);
-        let allocated = self.allocated;
-        self.allocated = self
-            .store
-            .pool()
-            .run(move || {
-                let reserve = store.options.reserve_bytes;
-                let mut result = Err(Error::NoSpace { path: disk.path().to_owned() });
-                for to in steps {
-                    if store.folder(folder).free() < (to - allocated).saturating_add(reserve) {
-                        continue;
-                    }
-                    result = disk.allocate(to).map(|()| to);
-                    if result.is_ok() {
-                        store.folder(folder).take_space(to - allocated);
-                        break;
-                    }
-                }
-                result.map_err(|error| store.note_failure(folder, error))
-            })
-            .await?;
+        let double = (*allocated).clamp(2 * PIECE_BYTES as u64, ALLOCATE_STEP);
+        let steps = [*allocated + double, wanted];
+        let (kept, disk, folder, allocated) =
+            (Arc::clone(store), disk.clone(), *folder, *allocated);
+        let extended = move || extend(&kept, folder, &disk, allocated, &steps);
+        self.reserved.allocated = store.pool().run(extended).await?;
         Ok(())
     }
 
@@ -211,7 +248,7 @@ impl SoloFile {
     }
 
     fn keep(&mut self, result: Result<()>) -> Result<()> {
-        result.map_err(|error| self.store.note_failure(self.folder, error))
+        result.map_err(|error| self.reserved.store.note_failure(self.reserved.folder, error))
     }
 
     /// Waits for all writes, puts `tail` behind the payload, cuts the file there and syncs it.
@@ -220,20 +257,18 @@ impl SoloFile {
         while !self.writing.is_empty() {
             self.one_written().await?;
         }
-        let (disk, at) = (self.disk.clone(), PAYLOAD_AT + self.length);
+        let at = PAYLOAD_AT + self.length;
         let end = at + tail.len() as u64;
-        let folder = self.folder;
-        let store = Arc::clone(&self.store);
-        self.store
-            .pool()
-            .run(move || {
-                let finished = disk
-                    .write_all_at(&tail, at)
-                    .and_then(|()| disk.set_len(end))
-                    .and_then(|()| disk.sync(SyncPoint::SoloPayload));
-                finished.map_err(|error| store.note_failure(folder, error))
-            })
-            .await?;
+        let Reserved { store, disk, folder, .. } = &self.reserved;
+        let (noting, disk, folder) = (Arc::clone(store), disk.clone(), *folder);
+        let finished = move || {
+            let finished = disk
+                .write_all_at(&tail, at)
+                .and_then(|()| disk.set_len(end))
+                .and_then(|()| disk.sync(SyncPoint::SoloPayload));
+            finished.map_err(|error| noting.note_failure(folder, error))
+        };
+        store.pool().run(finished).await?;
         Ok(end)
     }
 
@@ -246,40 +281,29 @@ impl SoloFile {
         end: u64,
         unsettled: u32,
     ) -> Result<Arc<Segment>> {
-        let (disk, folder, store) = (self.disk.clone(), self.folder, Arc::clone(&self.store));
-        self.store
-            .pool()
-            .run(move || {
-                let written =
-                    disk.write_all_at(&pages, 0).and_then(|()| disk.sync(SyncPoint::SoloPages));
-                written.map_err(|error| store.note_failure(folder, error))
-            })
-            .await?;
-        let segment = Arc::new(Segment::new(header, folder, self.disk.clone(), content, end, true));
+        let Reserved { store, disk, folder, number, .. } = &self.reserved;
+        let (store, disk, folder, number) = (Arc::clone(store), disk.clone(), *folder, *number);
+        let noting = Arc::clone(&store);
+        let file = disk.clone();
+        let completed = move || {
+            let written =
+                file.write_all_at(&pages, 0).and_then(|()| file.sync(SyncPoint::SoloPages));
+            written.map_err(|error| noting.note_failure(folder, error))
+        };
+        store.pool().run(completed).await?;
+        let segment = Arc::new(Segment::new(header, folder, disk, content, end, true));
         segment.add_unsettled(unsettled);
-        self.complete = true;
-        self.store.register(Arc::clone(&segment));
-        self.store.note_change(self.number);
+        self.reserved.complete = true;
+        store.register(Arc::clone(&segment));
+        store.note_change(number);
         Ok(segment)
     }
 
     /// Removes what was written, and waits for that.
     pub(crate) async fn abandon(mut self) -> Result<()> {
-        self.complete = true;
-        let (store, number) = (Arc::clone(&self.store), self.number);
-        self.store.pool().run(move || store.remove(number)).await
-    }
-}
-
-impl Drop for SoloFile {
-    fn drop(&mut self) {
-        if !self.complete {
-            let (store, number) = (Arc::clone(&self.store), self.number);
-            drop(self.store.pool().run(move || {
-                store.abandon(number);
-                Ok(())
-            }));
-        }
+        self.reserved.complete = true;
+        let (store, number) = (Arc::clone(&self.reserved.store), self.reserved.number);
+        self.reserved.store.pool().run(move || store.remove(number)).await
     }
 }
 
@@ -307,14 +331,21 @@ pub struct SoloUpload {
 }
 
 impl SoloUpload {
-    /// Takes a segment number and makes the file.
+    /// Takes a segment number, makes the file, and reserves space for the `expected` bytes, as far as 64 MiB (for more as
+    /// they come); 0 when it is not known how many there will be.
     ///
     /// # Errors
     /// [`Error::NoNumbers`], [`Error::NoSpace`], [`Error::NoFolder`], I/O errors; also from the calls
     /// below. After any of them the upload can only be dropped.
-    pub async fn begin(store: &Arc<Store>) -> Result<Self> {
-        let number = (store.options.numbers)().ok_or(Error::NoNumbers)?;
-        let file = SoloFile::create(store, number, Marker::Active).await?;
+    pub async fn begin(store: &Arc<Store>, expected: u64) -> Result<Self> {
+        let maker = Arc::clone(store);
+        let made = store.pool().run(move || {
+            maker.make_in_some_folder(|| {
+                let number = (maker.options.numbers)().ok_or(Error::NoNumbers)?;
+                Reserved::make(&maker, number, Marker::Active, expected)
+            })
+        });
+        let file = SoloFile::adopt(made.await?)?;
         Ok(Self { store: Arc::clone(store), file, crcs: BlockCrcs::default() })
     }
 
@@ -343,7 +374,7 @@ impl SoloUpload {
 
     /// The segment it becomes.
     pub fn number(&self) -> SegmentNumber {
-        self.file.number
+        self.file.reserved.number
     }
 
     /// CRC-32 of what was taken, and the rest of the record, made durable and visible. `draft`'s
@@ -363,7 +394,7 @@ impl SoloUpload {
         let length = self.file.length;
         let mut tail = vec![0; (align(length) - length) as usize];
         tail.extend_from_slice(&trailer::encode(length, &blocks));
-        let number = self.file.number;
+        let number = self.file.reserved.number;
         let header = self.store.header(number, SegmentKind::Solo)?;
         let head = RecordHead {
             kind: RecordKind::Object,

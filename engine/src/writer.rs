@@ -79,6 +79,8 @@ pub struct Stored {
 
 struct Pending {
     draft: Draft,
+    /// The folder that it went to first was full or failed.
+    moved: bool,
     done: oneshot::Sender<Result<Stored>>,
 }
 
@@ -159,7 +161,7 @@ impl Writer {
         }
         let (done, stored) = oneshot::channel();
         shared.queued_bytes.set(shared.queued_bytes.get() + bytes);
-        shared.queue.borrow_mut().push_back(Pending { draft, done });
+        shared.queue.borrow_mut().push_back(Pending { draft, moved: false, done });
         if let Some(waker) = shared.waker.take() {
             waker.wake();
         }
@@ -429,15 +431,32 @@ impl Committer {
         drop(self.shared.store.seal(active.segment));
     }
 
-    /// A write or sync failed: the segment ends at what was durable before, its uploads get errors,
-    /// and its disk is asked for no more until it is probed well.
+    /// A write or sync failed: the segment ends at what was durable before, and its folder is asked for no more until it
+    /// is probed well (a full one: until its space is looked at again). The records go to a segment in another folder, once;
+    /// where there is none, their uploads get the error.
     fn retire_failed(&self, active: Active, batch: Vec<Batched>, error: Error) {
+        let shared = &self.shared;
         Self::hurry(&active);
-        self.shared.sync_errors.increment(1);
-        let error = self.shared.store.note_failure(active.segment.folder(), error);
+        let folder = active.segment.folder();
+        let is_full = matches!(error, Error::NoSpace { .. });
+        if is_full {
+            shared.store.note_full(folder);
+        } else {
+            shared.sync_errors.increment(1);
+        }
+        let is_the_folders = is_full || error.is_disk();
+        let error = shared.store.note_failure(folder, error);
         self.retire(active);
-        for (pending, ..) in batch {
-            let _ = pending.done.send(Err(error.clone()));
+        let can_move = is_the_folders && shared.store.place().is_ok_and(|other| other != folder);
+        // From the last to the first: in front of the queue they stand as before.
+        for (mut pending, ..) in batch.into_iter().rev() {
+            if can_move && !std::mem::replace(&mut pending.moved, true) {
+                let bytes = pending.draft.payload.len() as u64;
+                shared.queued_bytes.set(shared.queued_bytes.get() + bytes);
+                shared.queue.borrow_mut().push_front(pending);
+            } else {
+                let _ = pending.done.send(Err(error.clone()));
+            }
         }
     }
 

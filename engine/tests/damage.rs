@@ -7,6 +7,8 @@
 )]
 
 mod common;
+#[path = "common/crash.rs"]
+mod crash;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +25,8 @@ use reel_engine::{
     Draft, FolderOptions, ObjectId, SegmentNumber, Store, StoreOptions, Writer, read,
 };
 
-use common::{crash_image, payload, run};
+use common::{payload, run};
+use crash::crash_image;
 
 fn options(dir: &Path) -> StoreOptions {
     static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -73,7 +76,7 @@ fn make(dir: &Path) -> (BTreeMap<ObjectId, Bytes>, Vec<ObjectId>) {
         }
         for index in 0..3u64 {
             let bytes = payload(1000 + index, 300_000 + index as usize);
-            let mut solo = SoloUpload::begin(&store).await.unwrap();
+            let mut solo = SoloUpload::begin(&store, 0).await.unwrap();
             let mut piece = solo.piece();
             piece.fill(&bytes);
             solo.write(piece).await.unwrap();

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/crash.rs"]
+mod crash;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,7 +16,8 @@ use reel_engine::replica::{PackedReplica, SoloReplica};
 use reel_engine::solo::SoloUpload;
 use reel_engine::{Draft, ObjectId, Recovery, SegmentNumber, Store, StoreOptions, Writer, read};
 
-use common::{crash_image, payload, run};
+use common::{payload, run};
+use crash::crash_image;
 
 fn open(dir: &Path, first: u64) -> (Arc<Store>, Recovery) {
     let next = AtomicU64::new(first);
@@ -169,7 +172,7 @@ fn a_large_upload_is_there_when_it_is_finished_and_not_before() {
     let dir = tempfile::tempdir().unwrap();
     run(async {
         let (store, _) = open(dir.path(), 1);
-        let mut solo = SoloUpload::begin(&store).await.unwrap();
+        let mut solo = SoloUpload::begin(&store, 0).await.unwrap();
         let bytes = payload(3, 3_500_000);
         write(&mut solo, &bytes).await;
         let before = crash_image(dir.path());
@@ -230,7 +233,7 @@ fn a_copy_of_a_large_object_with_a_flipped_bit_never_appears() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     run(async {
         let (store, _) = open(dir.path(), 1);
-        let mut solo = SoloUpload::begin(&store).await.unwrap();
+        let mut solo = SoloUpload::begin(&store, 0).await.unwrap();
         write(&mut solo, &payload(9, 900_000)).await;
         let (stored, _) = solo.finish(draft(&store, "large", &Bytes::new())).await.unwrap();
         let number = stored.object.segment();

@@ -52,7 +52,7 @@ fn fio(dir: &Path, mib: u64) -> Result<f64> {
 async fn put(store: &std::sync::Arc<Store>, mib: u64) -> Result<()> {
     let source: Vec<u8> =
         (0..1 << 20).map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let mut solo = SoloUpload::begin(store).await.map_err(failed)?;
+    let mut solo = SoloUpload::begin(store, 0).await.map_err(failed)?;
     for _ in 0..mib {
         // The copy stands for the socket's.
         let mut piece = solo.piece();

@@ -129,7 +129,7 @@ impl Site {
         let length = 4_000 + self.below(60_000) as usize;
         let version = self.store.clock().next();
         let draft = self.draft(&name, length, version);
-        let Ok(mut solo) = SoloUpload::begin(&self.store).await else { return };
+        let Ok(mut solo) = SoloUpload::begin(&self.store, 0).await else { return };
         let mut piece = solo.piece();
         piece.fill(&draft.payload);
         if solo.write(piece).await.is_err() || self.below(6) == 0 {

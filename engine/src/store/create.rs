@@ -62,10 +62,34 @@ impl Store {
     pub(crate) fn create_packed(self: &Arc<Self>, ahead: Option<Arc<Demand>>) -> Job<Fresh> {
         let store = Arc::clone(self);
         self.pool.run(move || {
-            let number = (store.options.numbers)().ok_or(Error::NoNumbers)?;
-            let header = store.header(number, SegmentKind::Packed)?;
-            store.create_packed_blocking(header, Marker::Active, ahead.as_deref())
+            store.make_in_some_folder(|| {
+                let number = (store.options.numbers)().ok_or(Error::NoNumbers)?;
+                let header = store.header(number, SegmentKind::Packed)?;
+                store.create_packed_blocking(header, Marker::Active, ahead.as_deref())
+            })
         })
+    }
+
+    /// Runs `make`, which makes a file in the folder that [`Store::place`] names. Where that fails, or has less space than
+    /// was thought (it is asked for now and then only), another one is tried: at most as often as there are folders.
+    /// Blocking.
+    pub(crate) fn make_in_some_folder<T>(&self, make: impl Fn() -> Result<T>) -> Result<T> {
+        let mut tried = self.place()?;
+        for _ in 1..self.folders.len() {
+            let error = match make() {
+                Err(error @ Error::NoSpace { .. }) => {
+                    self.folder(tried).refresh_space()?;
+                    error
+                }
+                Err(error) if error.is_disk() => error,
+                made => return made,
+            };
+            match self.place() {
+                Ok(next) if next != tried => tried = next,
+                _ => return Err(error),
+            }
+        }
+        make()
     }
 
     pub(crate) fn create_packed_blocking(

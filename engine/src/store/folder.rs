@@ -200,6 +200,11 @@ impl Folder {
         let _ = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
     }
 
+    /// The file system had no space left: none is free, until it is asked again.
+    pub(crate) fn note_full(&self) {
+        self.free.store(0, Ordering::Relaxed);
+    }
+
     /// Runs a call that tells whether the disk answers.
     pub(crate) fn asking<T>(&self, call: impl FnOnce() -> T) -> T {
         *self.asked.lock() = Some(Instant::now());

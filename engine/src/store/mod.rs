@@ -397,6 +397,11 @@ impl Store {
         self.known.read().get(&number).copied()
     }
 
+    /// A folder whose file system had no space left takes no new segments until it is asked again.
+    pub(crate) fn note_full(&self, folder: u16) {
+        self.folder(folder).note_full();
+    }
+
     /// A folder whose disk gave an error takes no new segments until it is probed well. Passes the
     /// error on.
     pub fn note_failure(&self, folder: u16, error: Error) -> Error {

@@ -185,7 +185,7 @@ impl StorageShard {
         number: SegmentNumber,
         payload: u64,
     ) -> Result<Result<(), Problem>, ConnError> {
-        let mut copy = match SoloCopy::begin(&self.node.store, number).await {
+        let mut copy = match SoloCopy::begin(&self.node.store, number, payload).await {
             Ok(Some(copy)) => copy,
             Ok(None) => {
                 let message = format!("segment {number} is here already");

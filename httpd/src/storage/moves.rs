@@ -121,7 +121,7 @@ impl StorageShard {
     ) -> Result<Stored, Problem> {
         let address = response.address();
         let _held = self.hold(reel_engine::solo::UPLOAD_BYTES).await?;
-        let mut solo = SoloUpload::begin(&self.node.store).await?;
+        let mut solo = SoloUpload::begin(&self.node.store, row.bytes).await?;
         let mut push = Push::begin(self, solo.number(), row.bytes, self.needed_peers());
         while !response.conn.body.is_done() {
             let mut piece = solo.piece();

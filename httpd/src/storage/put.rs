@@ -271,12 +271,11 @@ impl StorageShard {
         upload: Upload,
         first: Vec<u8>,
     ) -> Result<Done, Failed> {
-        let mut solo = SoloUpload::begin(&self.node.store).await?;
+        let payload = conn.body.remaining().map(|left| first.len() as u64 + left);
+        let mut solo = SoloUpload::begin(&self.node.store, payload.unwrap_or(0)).await?;
         // A chunked one of unknown length the peers pull when it is here.
-        let mut push = conn.body.remaining().map(|left| {
-            let payload = first.len() as u64 + left;
-            Push::begin(self, solo.number(), payload, self.needed_peers())
-        });
+        let mut push =
+            payload.map(|payload| Push::begin(self, solo.number(), payload, self.needed_peers()));
         let refused = |error: reel_engine::Error| Problem { close: true, ..error.into() };
         let mut first = first.as_slice();
         loop {
