@@ -20,7 +20,7 @@ use crate::http::body::Decoder;
 use crate::pipes::{PIPE_BYTES, Pipe};
 use crate::prompt::{Desk, Left};
 use crate::reactor::{Socket, TimedOut};
-use crate::turns::{self, Turn};
+use crate::turns::{self, Grant, Turn};
 use crate::upstream::Slot;
 use crate::whole::{FilePart, Rest};
 
@@ -92,6 +92,10 @@ pub(crate) struct Conn {
     min_rate: u64,
     /// Whether only whole segments go out.
     corked: bool,
+    /// Bytes of files sent so far.
+    filed: u64,
+    /// The turn that the request in progress was read in.
+    grant: Option<Grant>,
     _slot: Option<Slot>,
 }
 
@@ -120,8 +124,15 @@ impl Conn {
             received: 0,
             min_rate: 0,
             corked: false,
+            filed: 0,
+            grant: None,
             _slot: None,
         })
+    }
+
+    /// Bytes of files sent so far, and all others.
+    pub(crate) fn filed(&self) -> (u64, u64) {
+        (self.filed, self.sent - self.filed)
     }
 
     /// Bytes sent so far, those gathered among them.
@@ -267,6 +278,26 @@ impl Conn {
         let filled = self.fill(limit).await;
         self.socket.attend_no_more();
         filled
+    }
+
+    /// [`Conn::fill`] for a connection whose next answer is thought to be a part of a file of `bytes`: reads in its turn.
+    pub(crate) async fn fill_in_turn(
+        &mut self,
+        limit: Duration,
+        bytes: u64,
+    ) -> Result<(), ConnError> {
+        self.flush().await?;
+        self.socket.read_in_turn(bytes);
+        let filled = self.fill(limit).await;
+        self.grant = self.socket.read_at_once();
+        filled
+    }
+
+    /// The request in progress was answered: its turn is over, used or not.
+    pub(crate) fn end_turn(&mut self) {
+        if let Some(grant) = self.grant.take() {
+            grant.give_back();
+        }
     }
 
     /// Appends body bytes to `into` until it holds `full` bytes or the body is complete.
@@ -543,7 +574,10 @@ impl Conn {
         let end = offset + length;
         while at < end {
             let portion = (end - at).min(turns::PORTION) as usize;
-            turn.take(portion as u64, turns::WARM).await;
+            match self.grant.take() {
+                Some(grant) => turn.begin(grant, portion as u64),
+                None => turn.take(portion as u64, turns::WARM).await,
+            }
             let result = rustix::fs::sendfile(self.fd(), file, Some(&mut at), portion);
             let sent = *result.as_ref().unwrap_or(&0);
             turn.sent(portion as u64, (portion - sent) as u64, turns::WARM);
@@ -551,7 +585,10 @@ impl Conn {
                 Ok(0) => return Err(ConnError::Io(std::io::ErrorKind::UnexpectedEof.into())),
                 // A socket that took less is tried once more: acknowledgements come in meanwhile, and waiting at
                 // once cost 16 MiB bodies 1.3 times the CPU.
-                Ok(_) => self.sent += sent as u64,
+                Ok(_) => {
+                    self.sent += sent as u64;
+                    self.filed += sent as u64;
+                }
                 Err(Errno::AGAIN) => self.writable().await?,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),

@@ -23,7 +23,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use crate::coalesce::{Pace, REST};
 use crate::polled::{Place, Placed, Polled, Tried};
 use crate::prompt::{Attended, Came, Desk, Left, Outbox};
-use crate::turns;
+use crate::turns::{self, Grant};
 
 /// How exactly time limits are kept.
 pub(crate) const TICK: Duration = Duration::from_millis(200);
@@ -108,6 +108,20 @@ impl Side {
     }
 }
 
+/// Whether a connection's next request waits for a turn before it is read ([`turns::ask`]).
+#[derive(Debug, Default, Clone, Copy)]
+enum InTurn {
+    /// It is read when it comes.
+    #[default]
+    No,
+    /// It does; its answer is thought to have so many bytes.
+    Expects(u64),
+    /// It has come, and waits.
+    Asks,
+    /// It may be read.
+    Has(Grant),
+}
+
 /// A socket's state, shared with the reactor.
 pub(crate) struct State {
     fd: OwnedFd,
@@ -121,6 +135,7 @@ pub(crate) struct State {
     /// Among those that are tried instead of being waited for. Who has one is attended; whoever else waits for it
     /// has it waited for first.
     place: Place,
+    in_turn: Cell<InTurn>,
     /// Who answers while it waits for a request.
     pub(crate) attended: RefCell<Option<Attended>>,
     /// What its task has to deal with before it reads and writes.
@@ -139,6 +154,7 @@ impl State {
             closed: Cell::default(),
             window: Cell::default(),
             place: Place::default(),
+            in_turn: Cell::default(),
             attended: RefCell::default(),
             left: RefCell::default(),
         }
@@ -154,6 +170,16 @@ impl State {
         self.left.replace(Some(left));
         self.input.woken.set(Some(now));
         self.input.wake();
+    }
+
+    /// Its request, which came at `came`, may be read; false when its task has not waited for that.
+    pub(crate) fn may_ask(&self, grant: Grant, came: Instant) -> bool {
+        let waits = matches!(self.in_turn.get(), InTurn::Expects(_) | InTurn::Asks);
+        if waits {
+            self.in_turn.set(InTurn::Has(grant));
+            self.input.raise(came);
+        }
+        waits
     }
 
     fn has_left(&self) -> bool {
@@ -375,6 +401,16 @@ impl Reactor {
             state.closed.set(true);
             state.input.raise(now);
         } else if flags.contains(EventFlags::IN) {
+            match state.in_turn.get() {
+                InTurn::No | InTurn::Has(_) => {}
+                // It cannot be idle for too long any more.
+                InTurn::Expects(bytes) => {
+                    state.input.waits_until(0);
+                    state.in_turn.set(InTurn::Asks);
+                    return turns::ask(state, bytes, now);
+                }
+                InTurn::Asks => return,
+            }
             match self.outbox.read(state, now, self.now.get()) {
                 Came::Unread => state.input.raise(now),
                 Came::Prompt => self.consider(state, pace),
@@ -517,6 +553,19 @@ impl Socket {
     /// Nobody but its task answers any more.
     pub(crate) fn attend_no_more(&self) {
         self.state.attended.take();
+    }
+
+    /// From now on the next request is read in its turn; its answer is thought to have so many bytes.
+    pub(crate) fn read_in_turn(&self, bytes: u64) {
+        self.state.in_turn.set(InTurn::Expects(bytes));
+    }
+
+    /// From now on what comes is read at once; the turn that it had.
+    pub(crate) fn read_at_once(&self) -> Option<Grant> {
+        match self.state.in_turn.take() {
+            InTurn::Has(grant) => Some(grant),
+            _ => None,
+        }
     }
 
     /// What the reactor has left to its task.

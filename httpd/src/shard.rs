@@ -311,7 +311,8 @@ pub(crate) async fn run<S: Service>(
         }
         let now = Instant::now();
         let is_awaited = activity.fresh.get() > 0 && now < fresh_deadline;
-        if !is_awaited && (activity.requests.get() == 0 || now >= deadline) {
+        let is_in_progress = activity.requests.get() > 0 || turns::is_waiting();
+        if !is_awaited && (!is_in_progress || now >= deadline) {
             break;
         }
     }
@@ -436,6 +437,32 @@ fn whole_answer<S: Service>(
     service.whole_answer(request, now)
 }
 
+/// What a connection probably asks for next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Habit {
+    Unknown,
+    /// It asked for a whole answer. (Whoever did not would be read in vain at the desk.)
+    Whole,
+    /// It asked for a large part of a file that is in the page cache.
+    Bulk,
+    /// It did so twice in a row, the last time for so many bytes. (A player of a live stream asks for a playlist in between, which
+    /// is not to wait.)
+    OnlyBulk(u64),
+}
+
+impl Habit {
+    /// After an answer with so many bytes of files and others.
+    fn after(self, filed: u64, others: u64) -> Self {
+        if filed <= turns::SMALL_BYTES || others > turns::SMALL_BYTES {
+            return Self::Unknown;
+        }
+        match self {
+            Self::Unknown | Self::Whole => Self::Bulk,
+            Self::Bulk | Self::OnlyBulk(_) => Self::OnlyBulk(filed.min(turns::PORTION)),
+        }
+    }
+}
+
 async fn connection<S: Service>(
     socket: OwnedFd,
     client: IpAddr,
@@ -447,11 +474,9 @@ async fn connection<S: Service>(
 ) -> Result<(), ConnError> {
     let mut conn = Conn::new(socket, limits.stall_timeout.0)?.of(client, limits.min_rate.0);
     let mut fresh = Some(Counted::new(&activity.fresh));
-    let mut asks_for_whole = false;
+    let mut habit = Habit::Unknown;
     loop {
-        // Whoever asked for something else probably does again: at the desk it would be read in vain.
-        let at_desk = desk.filter(|_| asks_for_whole);
-        let mut request = match read_head(&mut conn, limits, at_desk, fresh.is_some()).await {
+        let mut request = match read_head(&mut conn, limits, desk, habit, fresh.is_some()).await {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(refused) => {
@@ -473,8 +498,8 @@ async fn connection<S: Service>(
         // Said in the answer: what comes after it belongs to another process.
         request.keep_alive &= !stop.is_stopping();
         let whole = whole_answer(service, stop, &request, conn.came());
-        asks_for_whole = whole.is_some();
         if let Some(whole) = whole {
+            habit = Habit::Whole;
             if let Some(part) = &whole.body {
                 conn.out().extend_from_slice(&whole.answer.bytes());
                 Box::pin(conn.send_part(part)).await?;
@@ -483,16 +508,20 @@ async fn connection<S: Service>(
             }
             turns::note_others(conn.came());
             service.count_whole(client, Some(&request), whole.len(), conn.came().elapsed());
+            conn.end_turn();
             conn.flush_if_full().await?;
             continue;
         }
         conn.body = Decoder::new(request.framing);
-        let before = conn.sent;
+        let before = conn.filed();
         // On the heap: a connection that waits for a request carries no room for its answer.
         let answered = Box::pin(service.serve(&mut conn, &request)).await?;
-        if conn.sent - before <= turns::SMALL_BYTES {
+        conn.end_turn();
+        let (filed, others) = (conn.filed().0 - before.0, conn.filed().1 - before.1);
+        if filed + others <= turns::SMALL_BYTES {
             turns::note_others(Instant::now());
         }
+        habit = habit.after(filed, others);
         let keep = request.keep_alive && !answered.close && drain(&mut conn).await?;
         if !keep || stop.is_stopping() {
             conn.flush().await?;
@@ -507,6 +536,7 @@ async fn read_head(
     conn: &mut Conn,
     limits: &LimitsConfig,
     desk: Option<&Rc<dyn Desk>>,
+    habit: Habit,
     first: bool,
 ) -> Result<Option<Request>, request::Refused> {
     const SLOW: request::Refused = request::Refused {
@@ -539,8 +569,9 @@ async fn read_head(
             end.saturating_duration_since(Instant::now())
         };
         let idle = conn.input().is_empty();
-        let filled = match desk {
-            Some(desk) if idle => conn.fill_attended(wait, desk).await,
+        let filled = match (desk, habit) {
+            (Some(desk), Habit::Whole) if idle => conn.fill_attended(wait, desk).await,
+            (_, Habit::OnlyBulk(bytes)) if idle => conn.fill_in_turn(wait, bytes).await,
             _ => conn.fill(wait).await,
         };
         match filled {
@@ -583,4 +614,27 @@ async fn linger(conn: &mut Conn) -> Result<(), ConnError> {
         conn.consume(conn.input().len());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_asks_for_nothing_but_bulk_waits_for_its_turn() {
+        const BULK: u64 = 500_000;
+        let after = |answers: &[(u64, u64)]| {
+            answers
+                .iter()
+                .fold(Habit::Unknown, |habit, (filed, others)| habit.after(*filed, *others))
+        };
+        assert_eq!(after(&[(BULK, 300)]), Habit::Bulk, "one is not a habit");
+        assert_eq!(after(&[(BULK, 300), (BULK + 1, 300)]), Habit::OnlyBulk(BULK + 1));
+        assert_eq!(after(&[(BULK, 300), (0, 900)]), Habit::Unknown, "a playlist in between");
+        assert_eq!(after(&[(BULK, 300), (BULK, 300), (0, 900), (BULK, 300)]), Habit::Bulk);
+        assert_eq!(after(&[(BULK, 300), (BULK, BULK)]), Habit::Unknown, "what is cold waits later");
+        let huge = 3 * turns::PORTION;
+        assert_eq!(after(&[(huge, 300), (huge, 300)]), Habit::OnlyBulk(turns::PORTION));
+        assert_eq!(Habit::Whole.after(BULK, 300), Habit::Bulk);
+    }
 }

@@ -7,15 +7,18 @@
 //!
 //! Where there are bulk sends only ([`QUIET`]), nobody is to be spared: a round is longer then, and each answer leaves when its
 //! request has come instead of being kept while those of others are read (decisions/0024).
+//!
+//! Who has had bulk answers only is expected to ask for another: its request is read when its turn has come ([`ask`]), so that
+//! whoever waits does so in the kernel, and is touched once (decisions/0025).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::reactor;
+use crate::reactor::{self, State};
 
 /// Bytes of bulk sends in one round.
 const ROUND_BYTES: u64 = 2 << 20;
@@ -34,11 +37,53 @@ pub(crate) const WARM: u64 = 1;
 /// answers are to go first (decisions/0010).
 pub(crate) const COLD: u64 = 24;
 
-/// Who waits for a turn.
+/// A task that waits for a turn.
 #[derive(Default)]
 struct Waiter {
     granted: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+}
+
+/// Who waits for a turn.
+enum Waiting {
+    Task(Rc<Waiter>),
+    /// A connection whose request has come, and when.
+    Unread(Weak<State>, Instant),
+}
+
+impl Waiting {
+    /// Lets it go on; false when it has given up.
+    fn grant(self, grant: Grant) -> bool {
+        match self {
+            // One that is held by nobody else has given up.
+            Self::Task(waiter) if Rc::strong_count(&waiter) == 1 => false,
+            Self::Task(waiter) => {
+                waiter.granted.set(true);
+                if let Some(waker) = waiter.waker.take() {
+                    waker.wake();
+                }
+                true
+            }
+            Self::Unread(state, came) => {
+                state.upgrade().is_some_and(|state| state.may_ask(grant, came))
+            }
+        }
+    }
+}
+
+/// A turn that was given before the request was read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grant {
+    place: u64,
+    /// What its answer is thought to have.
+    bytes: u64,
+}
+
+impl Grant {
+    /// It was not used.
+    pub(crate) fn give_back(self) {
+        TURNS.with_borrow_mut(|turns| turns.used = turns.used.saturating_sub(self.bytes));
+    }
 }
 
 #[derive(Default)]
@@ -53,7 +98,7 @@ struct Turns {
     /// The last place that was given out.
     last: u64,
     /// By place.
-    waiting: BTreeMap<u64, (Rc<Waiter>, u64)>,
+    waiting: BTreeMap<u64, (Waiting, u64)>,
 }
 
 thread_local! {
@@ -84,17 +129,49 @@ impl Turns {
 
     /// Gives a turn to the first of those who wait; false when nobody does.
     fn grant_first(&mut self) -> bool {
-        let Some((_, (waiter, bytes))) = self.waiting.pop_first() else { return false };
-        // One that is held by nobody else has given up.
-        if Rc::strong_count(&waiter) > 1 {
+        let Some((place, (waiting, bytes))) = self.waiting.pop_first() else { return false };
+        if waiting.grant(Grant { place, bytes }) {
             self.used += bytes;
-            waiter.granted.set(true);
-            if let Some(waker) = waiter.waker.take() {
-                waker.wake();
-            }
         }
         true
     }
+
+    /// The next place.
+    fn place(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// Whether a send may go at once; then its bytes are counted. `begins`: it is the first of its answer.
+    fn lets_in(&mut self, bytes: u64, begins: bool) -> bool {
+        // What goes on has had its turn in a long round.
+        let is_let_in =
+            self.waiting.is_empty() && (self.used < ROUND_BYTES || begins && self.has_room());
+        if is_let_in {
+            self.used += bytes;
+        }
+        is_let_in
+    }
+
+    /// Somebody waits from now on.
+    fn wait(&mut self, place: u64, waiting: Waiting, bytes: u64) {
+        self.waiting.insert(place, (waiting, bytes));
+        if !std::mem::replace(&mut self.refilling, true) {
+            refill();
+        }
+    }
+}
+
+/// A request of a connection that has had answers of some `bytes` has come: it may be read now, or when its turn has come.
+pub(crate) fn ask(state: &Rc<State>, bytes: u64, came: Instant) {
+    TURNS.with_borrow_mut(|turns| {
+        let place = turns.place();
+        if turns.lets_in(bytes, true) {
+            state.may_ask(Grant { place, bytes }, came);
+        } else {
+            turns.wait(place, Waiting::Unread(Rc::downgrade(state), came), bytes);
+        }
+    });
 }
 
 /// The place of a bulk send among those that wait, kept for [`PORTION`] bytes. One for all of a part of an answer: what is
@@ -106,6 +183,14 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
+    /// Begins with a turn that was given for about so many `bytes`.
+    pub(crate) fn begin(&mut self, grant: Grant, bytes: u64) {
+        (self.place, self.left) = (grant.place, PORTION);
+        TURNS.with_borrow_mut(|turns| {
+            turns.used = (turns.used + bytes).saturating_sub(grant.bytes);
+        });
+    }
+
     /// Waits until `bytes` that each count as `weight` ([`WARM`], [`COLD`]) may be sent in the current round.
     pub(crate) async fn take(&mut self, bytes: u64, weight: u64) {
         if bytes * weight > SMALL_BYTES {
@@ -129,20 +214,13 @@ async fn wait(turn: &mut Turn, bytes: u64) {
     let waiter = TURNS.with_borrow_mut(|turns| {
         let begins = turn.place == 0;
         if turn.left == 0 {
-            turns.last += 1;
-            (turn.place, turn.left) = (turns.last, PORTION);
+            (turn.place, turn.left) = (turns.place(), PORTION);
         }
-        // What goes on has had a turn: all that begins in a long round leaves before it.
-        let is_let_in = begins && turns.has_room() && turns.is_long;
-        if is_let_in || turns.used < ROUND_BYTES && turns.waiting.is_empty() {
-            turns.used += bytes;
+        if turns.lets_in(bytes, begins) {
             return None;
         }
         let waiter = Rc::new(Waiter::default());
-        turns.waiting.insert(turn.place, (Rc::clone(&waiter), bytes));
-        if !std::mem::replace(&mut turns.refilling, true) {
-            refill();
-        }
+        turns.wait(turn.place, Waiting::Task(Rc::clone(&waiter)), bytes);
         Some(waiter)
     });
     let Some(waiter) = waiter else { return };
@@ -194,9 +272,37 @@ fn refill() {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::reactor::Socket;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// A client, and its connection, which has had bulk only.
+    fn asker() -> (TcpStream, Socket) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
+        let socket = Socket::adopt(listener.accept().expect("accepted").0.into()).expect("adopted");
+        socket.drained();
+        socket.read_in_turn(PORTION);
+        (client, socket)
+    }
+
+    /// Pushes its name when it has its turn.
+    fn waits(
+        name: &'static str,
+        order: &Rc<RefCell<Vec<&'static str>>>,
+    ) -> monoio::task::JoinHandle<()> {
+        let order = Rc::clone(order);
+        monoio::spawn(async move {
+            Turn::default().take(PORTION, WARM).await;
+            order.borrow_mut().push(name);
+        })
+    }
 
     fn begin_round() {
         TURNS.with_borrow_mut(Turns::begin_round);
@@ -229,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_had_a_turn_of_a_long_round_waits_for_the_next_and_nobody_waits_behind_it() {
+    fn what_has_had_a_turn_of_a_long_round_waits_for_the_next_and_who_comes_later_behind_it() {
         crate::reactor::on_a_shard(async {
             begin_round();
             let mut one = Turn::default();
@@ -237,7 +343,7 @@ mod tests {
             one.sent(PORTION, PORTION / 2, WARM);
             assert!(another_begins(), "the round is long");
             assert!(one.take(PORTION / 2, WARM).now_or_never().is_none(), "it goes on");
-            assert!(another_begins(), "others begin");
+            assert!(!another_begins(), "it was there before");
             note_others(Instant::now());
             TURNS.with_borrow_mut(|turns| turns.waiting.clear());
             begin_round();
@@ -274,5 +380,76 @@ mod tests {
         });
         let expected = ["first, the rest", "third", "second, another portion"];
         assert_eq!(order, expected);
+    }
+
+    #[test]
+    fn a_request_is_read_when_its_turn_has_come() {
+        let order = crate::reactor::on_a_shard(async {
+            note_others(Instant::now());
+            let order = Rc::new(RefCell::new(Vec::new()));
+            let (mut client, socket) = asker();
+            Turn::default().take(PORTION, WARM).await;
+            let before = waits("before", &order);
+            client.write_all(b"GET").expect("sent");
+            let asks = monoio::spawn({
+                let order = Rc::clone(&order);
+                async move {
+                    socket.readable(LIMIT).await.expect("it came");
+                    order.borrow_mut().push("asks");
+                    assert!(socket.read_at_once().is_some(), "the turn is its answer's");
+                    assert!(socket.read_at_once().is_none(), "once");
+                }
+            });
+            // The request is found, and "before" waits already.
+            reactor::behind_all().await;
+            let after = waits("after", &order);
+            futures_util::future::join_all([before, asks, after]).await;
+            order.take()
+        });
+        assert_eq!(order, ["before", "asks", "after"]);
+    }
+
+    #[test]
+    fn without_a_queue_a_request_is_read_when_it_comes_and_its_answer_waits_no_more() {
+        crate::reactor::on_a_shard(async {
+            note_others(Instant::now());
+            let (mut client, socket) = asker();
+            client.write_all(b"GET").expect("sent");
+            while socket.readable(LIMIT).now_or_never().is_none() {
+                reactor::behind_all().await;
+            }
+            let used = || TURNS.with_borrow(|turns| turns.used);
+            assert!(used() >= PORTION, "the round is used for what it is thought to ask for");
+            let grant = socket.read_at_once().expect("a turn");
+            let mut turn = Turn::default();
+            turn.begin(grant, PORTION / 2);
+            assert_eq!(used(), PORTION / 2, "and for what it did ask for");
+            turn.sent(PORTION / 2, PORTION / 4, WARM);
+            assert_eq!((used(), turn.left), (PORTION / 4, PORTION * 3 / 4));
+        });
+    }
+
+    #[test]
+    fn who_goes_away_while_its_request_waits_is_found_at_once_and_counts_no_more() {
+        crate::reactor::on_a_shard(async {
+            note_others(Instant::now());
+            let (mut client, socket) = asker();
+            Turn::default().take(PORTION, WARM).await;
+            // They hold the queue up.
+            let order = Rc::default();
+            let ahead = [waits("one", &order), waits("two", &order), waits("three", &order)];
+            client.write_all(b"GET").expect("sent");
+            reactor::behind_all().await;
+            drop(client);
+            reactor::behind_all().await;
+            socket.readable(LIMIT).await.expect("the end came");
+            assert!(socket.read_at_once().is_none(), "it has no turn");
+            futures_util::future::join_all(ahead).await;
+            while is_waiting() {
+                reactor::behind_all().await;
+            }
+            assert!(!socket.may_read() || socket.read_at_once().is_none());
+            assert!(another_begins(), "nothing is counted for it");
+        });
     }
 }

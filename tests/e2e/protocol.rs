@@ -191,6 +191,41 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn who_asks_for_bulk_only_and_then_for_something_else_gets_it() {
+    at_both(|at| {
+        let film = bytes(5, 3_000_000);
+        put(at, "/ann/film", &film).unwrap();
+        put(at, "/ann/small", &bytes(6, 500)).unwrap();
+        // In memory: what is cold is not read in turn.
+        assert!(get(at, "/ann/film").unwrap().body == film);
+        let range = |from: usize, to: usize| {
+            format!("GET /ann/film HTTP/1.1\r\nHost: x\r\nRange: bytes={from}-{}\r\n\r\n", to - 1)
+        };
+        let small = "GET /ann/small HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
+        let mut streams: Vec<_> = (0..8).map(|_| TcpStream::connect(at).unwrap()).collect();
+        let rounds: [(String, &[u8]); 7] = [
+            (range(0, 900_000), &film[..900_000]),
+            (range(900_000, 1_800_000), &film[900_000..1_800_000]),
+            (range(1_800_000, 2_700_000), &film[1_800_000..2_700_000]),
+            // Less than before, something small, and more than before.
+            (range(7, 9), &film[7..9]),
+            (small, &bytes(6, 500)),
+            (range(0, 3_000_000), &film),
+            (range(5, 1_000_005), &film[5..1_000_005]),
+        ];
+        for (request, expected) in rounds {
+            // All ask at once.
+            for stream in &mut streams {
+                stream.write_all(request.as_bytes()).unwrap();
+            }
+            for stream in &mut streams {
+                assert!(read_answer(stream, false).unwrap().body == expected);
+            }
+        }
+    });
+}
+
+#[test]
 fn a_replaced_files_reader_finishes_on_the_old_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let up = Up::start(dir.path(), &["--shards", "1"]);
