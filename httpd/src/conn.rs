@@ -79,6 +79,8 @@ pub(crate) struct Conn {
     pub(crate) body: Decoder,
     /// Bytes sent so far.
     pub(crate) sent: u64,
+    /// Those of them that are files'.
+    pub(crate) filed: u64,
     /// When the input came.
     came: Instant,
     /// Who is at the other end.
@@ -92,8 +94,6 @@ pub(crate) struct Conn {
     min_rate: u64,
     /// Whether only whole segments go out.
     corked: bool,
-    /// Bytes of files sent so far.
-    filed: u64,
     /// The turn that the request in progress was read in.
     grant: Option<Grant>,
     _slot: Option<Slot>,
@@ -117,6 +117,7 @@ impl Conn {
             stall,
             body: Decoder::new(crate::http::request::Framing::None),
             sent: 0,
+            filed: 0,
             came: Instant::now(),
             client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             began: Instant::now(),
@@ -124,15 +125,9 @@ impl Conn {
             received: 0,
             min_rate: 0,
             corked: false,
-            filed: 0,
             grant: None,
             _slot: None,
         })
-    }
-
-    /// Bytes of files sent so far, and all others.
-    pub(crate) fn filed(&self) -> (u64, u64) {
-        (self.filed, self.sent - self.filed)
     }
 
     /// Bytes sent so far, those gathered among them.
@@ -615,12 +610,10 @@ mod tests {
 
     use super::*;
 
-    /// Runs `test` with a connection to a listener that accepts nothing.
+    /// Runs `test` with a connection.
     fn connected(test: impl FnOnce(Conn)) {
         crate::reactor::on_a_shard(async {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-            let address = listener.local_addr().expect("an address");
-            let stream = std::net::TcpStream::connect(address).expect("connects");
+            let (stream, _server) = crate::reactor::connected();
             test(Conn::new(stream.into(), Duration::from_secs(1)).expect("adopted"));
         });
     }

@@ -146,7 +146,7 @@ impl Outbox {
 mod tests {
     use std::cell::Cell;
     use std::io::{ErrorKind, Read, Write};
-    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, TcpStream};
 
     use reel_control::config::CorsConfig;
 
@@ -178,9 +178,7 @@ mod tests {
 
     /// A client, its connection at a desk that has `body` bytes for it, and an outbox.
     fn attended(body: usize) -> (TcpStream, Rc<State>, Rc<OneAnswer>, Outbox) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let client = TcpStream::connect(listener.local_addr().expect("bound")).expect("connects");
-        let (server, _) = listener.accept().expect("accepted");
+        let (client, server) = crate::reactor::connected();
         server.set_nonblocking(true).expect("set");
         let answers = Answers::new(CorsConfig::default(), None);
         let answer = WholeAnswer::new(&answers, b"\r\n", &vec![7; body]).expect("an answer");

@@ -172,9 +172,24 @@ impl State {
         self.input.wake();
     }
 
-    /// Its request, which came at `came`, may be read; false when its task has not waited for that.
+    /// Something has come: whether it is to be read in its turn, which is asked for then.
+    fn asks_for_turn(self: &Rc<Self>, now: Instant) -> bool {
+        match self.in_turn.get() {
+            InTurn::No | InTurn::Has(_) => false,
+            InTurn::Asks => true,
+            InTurn::Expects(bytes) => {
+                // It cannot be idle for too long any more.
+                self.input.waits_until(0);
+                self.in_turn.set(InTurn::Asks);
+                turns::ask(self, bytes, now);
+                true
+            }
+        }
+    }
+
+    /// Its request, which came at `came`, may be read; false when it does not wait for that any more.
     pub(crate) fn may_ask(&self, grant: Grant, came: Instant) -> bool {
-        let waits = matches!(self.in_turn.get(), InTurn::Expects(_) | InTurn::Asks);
+        let waits = matches!(self.in_turn.get(), InTurn::Asks);
         if waits {
             self.in_turn.set(InTurn::Has(grant));
             self.input.raise(came);
@@ -400,17 +415,7 @@ impl Reactor {
         if failed || flags.contains(EventFlags::RDHUP) {
             state.closed.set(true);
             state.input.raise(now);
-        } else if flags.contains(EventFlags::IN) {
-            match state.in_turn.get() {
-                InTurn::No | InTurn::Has(_) => {}
-                // It cannot be idle for too long any more.
-                InTurn::Expects(bytes) => {
-                    state.input.waits_until(0);
-                    state.in_turn.set(InTurn::Asks);
-                    return turns::ask(state, bytes, now);
-                }
-                InTurn::Asks => return,
-            }
+        } else if flags.contains(EventFlags::IN) && !state.asks_for_turn(now) {
             match self.outbox.read(state, now, self.now.get()) {
                 Came::Unread => state.input.raise(now),
                 Came::Prompt => self.consider(state, pace),
@@ -603,6 +608,15 @@ impl Drop for Socket {
     }
 }
 
+/// A client, and its connection.
+#[cfg(test)]
+pub(crate) fn connected() -> (std::net::TcpStream, std::net::TcpStream) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let client = std::net::TcpStream::connect(address).expect("connects");
+    (client, listener.accept().expect("accepted").0)
+}
+
 /// Runs a test as a shard's main task.
 #[cfg(test)]
 pub(crate) fn on_a_shard<T>(test: impl Future<Output = T>) -> T {
@@ -644,9 +658,7 @@ mod tests {
 
     /// An attended socket that is tried, and its client.
     fn tried() -> (std::net::TcpStream, Socket, Vec<u8>) {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let client = std::net::TcpStream::connect(listener.local_addr().expect("bound"));
-        let (server, _) = listener.accept().expect("accepted");
+        let (client, server) = connected();
         let socket = Socket::adopt(server.into()).expect("adopted");
         let answers = Answers::new(CorsConfig::default(), None);
         let answer = Rc::new(WholeAnswer::new(&answers, b"\r\n", b"body").expect("an answer"));
@@ -657,7 +669,7 @@ mod tests {
         let reactor = &socket.reactor;
         epoll::delete(&reactor.epoll, socket.fd()).expect("it was waited for");
         reactor.polled.borrow_mut().take_in(Rc::clone(&socket.state));
-        (client.expect("connects"), socket, bytes)
+        (client, socket, bytes)
     }
 
     /// What an epoll of its own would be told of it.

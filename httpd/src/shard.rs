@@ -513,15 +513,15 @@ async fn connection<S: Service>(
             continue;
         }
         conn.body = Decoder::new(request.framing);
-        let before = conn.filed();
+        let before = (conn.sent, conn.filed);
         // On the heap: a connection that waits for a request carries no room for its answer.
         let answered = Box::pin(service.serve(&mut conn, &request)).await?;
         conn.end_turn();
-        let (filed, others) = (conn.filed().0 - before.0, conn.filed().1 - before.1);
-        if filed + others <= turns::SMALL_BYTES {
+        let (sent, filed) = (conn.sent - before.0, conn.filed - before.1);
+        if sent <= turns::SMALL_BYTES {
             turns::note_others(Instant::now());
         }
-        habit = habit.after(filed, others);
+        habit = habit.after(filed, sent - filed);
         let keep = request.keep_alive && !answered.close && drain(&mut conn).await?;
         if !keep || stop.is_stopping() {
             conn.flush().await?;
