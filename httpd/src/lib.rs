@@ -22,6 +22,7 @@ mod polled;
 mod prompt;
 mod reactor;
 mod replicate;
+mod requests;
 mod shard;
 mod side;
 mod storage;

@@ -1,0 +1,262 @@
+//! The requests of a connection, one after another.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use reel_control::config::LimitsConfig;
+
+use crate::conn::{Conn, ConnError};
+use crate::http::body::Decoder;
+use crate::http::request::{self, Framing, Request};
+use crate::http::response::{Head, error_body};
+use crate::prompt::{Desk, Prompt};
+use crate::shard::{Activity, Counted, Service, Stop};
+use crate::turns;
+use crate::whole::Whole;
+
+/// Unread body bytes that are read and dropped to keep a connection; with more it is closed.
+const DRAIN_BYTES: u64 = 256 * 1024;
+
+/// What a service has at hand, for connections that wait.
+pub(crate) struct WholeAnswers<S> {
+    pub(crate) service: Rc<S>,
+    pub(crate) head_bytes: usize,
+    pub(crate) stop: Stop,
+}
+
+impl<S: Service> Desk for WholeAnswers<S> {
+    fn answer(&self, input: &[u8], now: Instant) -> Option<Prompt> {
+        // What is refused, comes in pieces or together with more is its task's.
+        let Ok(Some((request, used))) = request::parse(input) else { return None };
+        if used != input.len() || used > self.head_bytes {
+            return None;
+        }
+        let whole = whole_answer(&*self.service, &self.stop, &request, now)?;
+        let request = self.service.writes_down().then(|| Box::new(request));
+        Some(Prompt { whole, request })
+    }
+
+    fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant, now: Instant) {
+        turns::note_others(now);
+        let took = now.saturating_duration_since(came);
+        self.service.count_whole(client, prompt.request.as_deref(), prompt.whole.len(), took);
+    }
+}
+
+/// The whole answer to a request that is nothing but its head, unless the shard stops.
+fn whole_answer<S: Service>(
+    service: &S,
+    stop: &Stop,
+    request: &Request,
+    now: Instant,
+) -> Option<Whole> {
+    if request.framing != Framing::None || stop.is_stopping() {
+        return None;
+    }
+    service.whole_answer(request, now)
+}
+
+/// What a connection probably asks for next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Habit {
+    Unknown,
+    /// It asked for a whole answer. (Whoever did not would be read in vain at the desk.)
+    Whole,
+    /// It asked for a large part of a file that is in the page cache.
+    Bulk,
+    /// It did so twice in a row, the last time for so many bytes. (A player of a live stream asks for a playlist in between, which
+    /// is not to wait.)
+    OnlyBulk(u64),
+}
+
+impl Habit {
+    /// After an answer with so many bytes of files and others.
+    fn after(self, filed: u64, others: u64) -> Self {
+        if filed <= turns::SMALL_BYTES || others > turns::SMALL_BYTES {
+            return Self::Unknown;
+        }
+        match self {
+            Self::Unknown | Self::Whole => Self::Bulk,
+            Self::Bulk | Self::OnlyBulk(_) => Self::OnlyBulk(filed.min(turns::PORTION)),
+        }
+    }
+}
+
+/// Reads and answers requests until the connection ends.
+pub(crate) async fn serve<S: Service>(
+    socket: OwnedFd,
+    client: IpAddr,
+    service: &S,
+    desk: Option<&Rc<dyn Desk>>,
+    limits: &LimitsConfig,
+    stop: &Stop,
+    activity: &Activity,
+) -> Result<(), ConnError> {
+    let mut conn = Conn::new(socket, limits.stall_timeout.0)?.of(client, limits.min_rate.0);
+    let mut fresh = Some(Counted::new(&activity.fresh));
+    let mut habit = Habit::Unknown;
+    loop {
+        let mut request = match read_head(&mut conn, limits, desk, habit, fresh.is_some()).await {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            Err(refused) => {
+                let body = error_body(refused.error, refused.message);
+                let mut head = Head::new(refused.status, &service.date());
+                head.field("Content-Type", "application/json")
+                    .field("Content-Length", body.len())
+                    .field("Connection", "close");
+                conn.queue(&head.end()).await?;
+                conn.send(body.as_bytes()).await?;
+                drop(fresh);
+                return linger(&mut conn).await;
+            }
+        };
+        let in_progress = Counted::new(&activity.requests);
+        fresh = None;
+        conn.begin();
+        service.prepare(&mut request);
+        // Said in the answer: what comes after it belongs to another process.
+        request.keep_alive &= !stop.is_stopping();
+        let whole = whole_answer(service, stop, &request, conn.came());
+        if let Some(whole) = whole {
+            habit = Habit::Whole;
+            if let Some(part) = &whole.body {
+                conn.out().extend_from_slice(&whole.answer.bytes());
+                Box::pin(conn.send_part(part)).await?;
+            } else {
+                conn.send_at_once(&whole.answer.bytes());
+            }
+            turns::note_others(conn.came());
+            service.count_whole(client, Some(&request), whole.len(), conn.came().elapsed());
+            conn.end_turn();
+            conn.flush_if_full().await?;
+            continue;
+        }
+        conn.body = Decoder::new(request.framing);
+        let before = (conn.sent, conn.filed);
+        // On the heap: a connection that waits for a request carries no room for its answer.
+        let answered = Box::pin(service.serve(&mut conn, &request)).await?;
+        conn.end_turn();
+        let (sent, filed) = (conn.sent - before.0, conn.filed - before.1);
+        if sent <= turns::SMALL_BYTES {
+            turns::note_others(Instant::now());
+        }
+        habit = habit.after(filed, sent - filed);
+        let keep = request.keep_alive && !answered.close && drain(&mut conn).await?;
+        if !keep || stop.is_stopping() {
+            conn.flush().await?;
+            drop(in_progress);
+            return if conn.body.is_done() { Ok(()) } else { linger(&mut conn).await };
+        }
+    }
+}
+
+/// Reads a request head: `None` when the client closes, or stays idle for too long, before one.
+async fn read_head(
+    conn: &mut Conn,
+    limits: &LimitsConfig,
+    desk: Option<&Rc<dyn Desk>>,
+    habit: Habit,
+    first: bool,
+) -> Result<Option<Request>, request::Refused> {
+    const SLOW: request::Refused = request::Refused {
+        status: 408,
+        error: "timeout",
+        message: "the request head did not arrive in time",
+    };
+    // RFC 9112 §2.2: empty lines before a request are skipped.
+    while conn.input().starts_with(b"\r\n") {
+        conn.consume(2);
+    }
+    let mut deadline = None;
+    loop {
+        if !conn.input().is_empty() {
+            if let Some((request, used)) = request::parse(conn.input())? {
+                if used > limits.head_bytes {
+                    return Err(request::TOO_BIG);
+                }
+                conn.consume(used);
+                return Ok(Some(request));
+            }
+            if conn.input().len() > limits.head_bytes {
+                return Err(request::TOO_BIG);
+            }
+        }
+        let wait = if conn.input().is_empty() {
+            if first { limits.head_timeout.0 } else { limits.idle_timeout.0 }
+        } else {
+            let end = *deadline.get_or_insert_with(|| Instant::now() + limits.head_timeout.0);
+            end.saturating_duration_since(Instant::now())
+        };
+        let idle = conn.input().is_empty();
+        let filled = match (desk, habit) {
+            (Some(desk), Habit::Whole) if idle => conn.fill_attended(wait, desk).await,
+            (_, Habit::OnlyBulk(bytes)) if idle => conn.fill_in_turn(wait, bytes).await,
+            _ => conn.fill(wait).await,
+        };
+        match filled {
+            Ok(()) => {}
+            Err(ConnError::Stalled) if !idle => return Err(SLOW),
+            Err(_) => return Ok(None),
+        }
+    }
+}
+
+/// Reads the rest of a body that nobody wanted, if it is short: whether the connection can go on.
+async fn drain(conn: &mut Conn) -> Result<bool, ConnError> {
+    let mut dropped = 0u64;
+    let mut piece = Vec::new();
+    while !conn.body.is_done() {
+        if dropped > DRAIN_BYTES || conn.body.remaining().is_some_and(|left| left > DRAIN_BYTES) {
+            return Ok(false);
+        }
+        piece.clear();
+        conn.read_body(&mut piece, 16 * 1024).await?;
+        dropped += piece.len() as u64;
+    }
+    Ok(true)
+}
+
+/// Reads on for a moment before closing, so that an answer sent before the body was read is not
+/// lost to a reset (RFC 9112 §9.6).
+async fn linger(conn: &mut Conn) -> Result<(), ConnError> {
+    const LINGER: Duration = Duration::from_secs(2);
+    const LINGER_BYTES: usize = 8 << 20;
+    conn.flush().await?;
+    let deadline = Instant::now() + LINGER;
+    let mut dropped = 0;
+    while dropped < LINGER_BYTES {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || conn.fill(left.min(Duration::from_millis(300))).await.is_err() {
+            break;
+        }
+        dropped += conn.input().len();
+        conn.consume(conn.input().len());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_asks_for_nothing_but_bulk_waits_for_its_turn() {
+        const BULK: u64 = 500_000;
+        let after = |answers: &[(u64, u64)]| {
+            answers
+                .iter()
+                .fold(Habit::Unknown, |habit, (filed, others)| habit.after(*filed, *others))
+        };
+        assert_eq!(after(&[(BULK, 300)]), Habit::Bulk, "one is not a habit");
+        assert_eq!(after(&[(BULK, 300), (BULK + 1, 300)]), Habit::OnlyBulk(BULK + 1));
+        assert_eq!(after(&[(BULK, 300), (0, 900)]), Habit::Unknown, "a playlist in between");
+        assert_eq!(after(&[(BULK, 300), (BULK, 300), (0, 900), (BULK, 300)]), Habit::Bulk);
+        assert_eq!(after(&[(BULK, 300), (BULK, BULK)]), Habit::Unknown, "what is cold waits later");
+        let huge = 3 * turns::PORTION;
+        assert_eq!(after(&[(huge, 300), (huge, 300)]), Habit::OnlyBulk(turns::PORTION));
+        assert_eq!(Habit::Whole.after(BULK, 300), Habit::Bulk);
+    }
+}
