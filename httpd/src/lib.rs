@@ -21,6 +21,7 @@ mod pipes;
 mod polled;
 mod prompt;
 mod reactor;
+mod readiness;
 mod replicate;
 mod requests;
 mod shard;

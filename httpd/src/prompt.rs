@@ -18,7 +18,7 @@ use rustix::net::RecvFlags;
 
 use crate::buffers;
 use crate::http::request::Request;
-use crate::reactor::State;
+use crate::readiness::State;
 use crate::whole::{Rest, Whole};
 
 /// Answers that are sent before the clock is read once for all of them.

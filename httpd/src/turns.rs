@@ -18,7 +18,8 @@ use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::reactor::{self, State};
+use crate::reactor;
+use crate::readiness::State;
 
 /// Bytes of bulk sends in one round.
 const ROUND_BYTES: u64 = 2 << 20;
