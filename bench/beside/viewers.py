@@ -12,24 +12,58 @@ from common import *
 FILM = 1 << 30
 
 
-def climb(args, at, path, pid):
-    """The highest number of viewers without a stall, and memory a connection at it."""
-    command = ["taskset", "-c", LOAD_CORE, BENCH, "viewers", "--server", f"127.0.0.1:{at}", "--path", path, "--film", str(FILM)]
-    command += ["--from", str(args.begin), "--step", str(args.step), "--to", str(args.end), "--hold", str(args.hold), "--piece", str(args.piece)]
-    before = memory_kib(pid)
-    best, memory = 0, float("nan")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        for line in child.stdout:
-            if not line.startswith("{"):
-                # A server that refuses or closes connections does not hold so many.
-                say(f"    {line.strip()}")
-                break
-            step = json.loads(line)
-            held = memory_kib(pid)
-            say(f"    {line.strip()} memory {(held - before) / step['viewers']:.2f} KiB a connection")
-            if step["stalled"] == 0:
-                best, memory = step["viewers"], (held - before) / step["viewers"]
-    return best, memory
+class Served:
+    """A server with its viewers, and the highest number of them that it held without a stall."""
+
+    def __init__(self, bench, args, at, pid, path):
+        self.pid = pid
+        warm(f"http://127.0.0.1:{at}{path}")
+        self.before = memory_kib(pid)
+        self.best, self.memory = 0, float("nan")
+        command = ["taskset", "-c", LOAD_CORE, BENCH, "viewers", "--told", "--server", f"127.0.0.1:{at}", "--path", path, "--film", str(FILM)]
+        command += ["--hold", str(args.hold), "--piece", str(args.piece)]
+        self.viewers = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        bench.running.append(self)
+
+    def stop(self):
+        """Its viewers leave."""
+        self.viewers.kill()
+        self.viewers.wait()
+
+    def holds(self, name, viewers):
+        """Whether so many are served without a stall; and memory a connection."""
+        self.viewers.stdin.write(f"{viewers}\n")
+        self.viewers.stdin.flush()
+        line = self.viewers.stdout.readline().strip()
+        if not line.startswith("{"):
+            # A server that refuses or closes connections does not hold so many.
+            say(f"    {name} {line}")
+            return False
+        memory = (memory_kib(self.pid) - self.before) / viewers
+        say(f"    {name} {line} memory {memory:.2f} KiB a connection")
+        if json.loads(line)["stalled"] > 0:
+            return False
+        self.best, self.memory = viewers, memory
+        return True
+
+
+def read_whole(folder):
+    """Brings what lies there into the page cache, to the last page: a place that is missing is read from the disk by each viewer."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                while file.read(1 << 20):
+                    pass
+
+
+def climb(args, servers):
+    """Raises the number of viewers step by step, each step for one server after the other: the machine's host changes from one
+    minute to the next what it grants."""
+    climbing = list(servers)
+    for viewers in range(args.begin, args.end + 1, args.step):
+        # Who goes first changes, too.
+        climbing.reverse()
+        climbing = [name for name in climbing if servers[name].holds(name, viewers)]
 
 
 def main():
@@ -53,23 +87,20 @@ def main():
         make_film(film, FILM)
         found = {"reel": [], "nginx": []}
         for round_ in range(1, args.rounds + 1):
-            for name in ("nginx", "reel"):
-                # A server of its own each time: what it holds for others' connections does not count.
-                with Bench() as inner:
-                    if name == "reel":
-                        node, at, _, _ = inner.reel("limits.connections = 20000")
-                        pid, path = node.pid, "/films/film.mp4"
-                        url = f"http://127.0.0.1:{at}{path}"
-                        upload(film, url)
-                    else:
-                        _, (pid,), at = inner.nginx(root)
-                        path = "/film.mp4"
-                        url = f"http://127.0.0.1:{at}{path}"
-                    warm(url)
-                    say(f"  round {round_} {name}")
-                    best, memory = climb(args, at, path, pid)
-                    found[name].append((best, memory))
-                    say(f"  round {round_} {name}: {best} viewers without a stall, {memory:.2f} KiB a connection")
+            say(f"  round {round_}")
+            # Servers of their own each time: what they hold for others' connections does not count.
+            with Bench() as inner:
+                _, (pid,), at = inner.nginx(root)
+                nginx = Served(inner, args, at, pid, "/film.mp4")
+                node, at, _, _ = inner.reel("limits.connections = 20000")
+                upload(film, f"http://127.0.0.1:{at}/films/film.mp4")
+                servers = {"nginx": nginx, "reel": Served(inner, args, at, node.pid, "/films/film.mp4")}
+                read_whole(root)
+                read_whole(inner.dir)
+                climb(args, servers)
+            for name, server in servers.items():
+                found[name].append((server.best, server.memory))
+                say(f"  round {round_} {name}: {server.best} viewers without a stall, {server.memory:.2f} KiB a connection")
         for name, values in found.items():
             say(f"{name}: {spread([best for best, _ in values], 0)} viewers; {spread([memory for _, memory in values])} KiB of process memory a connection")
         both = [(ours, theirs) for (ours, _), (theirs, _) in zip(found["reel"], found["nginx"]) if theirs]

@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Viewers added at each step
     #[arg(long, default_value_t = 1000)]
     step: usize,
+    /// Read each step's number of viewers from a line of standard input instead, and pause until it comes
+    #[arg(long)]
+    told: bool,
     /// Seconds of each step that count; as many pieces before as make one round do not
     #[arg(long, default_value_t = 6)]
     hold: u64,
@@ -72,8 +75,9 @@ struct Step {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let epoll = epoll::create(CreateFlags::CLOEXEC)?;
     let mut viewers = Vec::new();
-    let mut count = args.from;
-    while count <= args.to {
+    let mut told = std::io::stdin().lines();
+    let mut climb = (args.from..=args.to).step_by(args.step);
+    while let Some(count) = if args.told { next_told(&mut told)? } else { climb.next() } {
         while viewers.len() < count {
             let stream = TcpStream::connect(args.film_at.server)?;
             stream.set_nodelay(true)?;
@@ -111,9 +115,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if step.stalled > 0 {
             break;
         }
-        count += args.step;
     }
     Ok(())
+}
+
+/// The number on the next line, if there is one.
+fn next_told(lines: &mut impl Iterator<Item = Result<String>>) -> Result<Option<usize>> {
+    let number = |line: Result<String>| line?.trim().parse().map_err(Error::other);
+    lines.next().map(number).transpose()
 }
 
 fn hold(args: &Args, epoll: &std::os::fd::OwnedFd, viewers: &mut [Viewer]) -> Result<Step> {

@@ -20,6 +20,8 @@ use serde::Serialize;
 const QUEUE: usize = 16_384;
 /// How often waiting bytes are written out, and the file is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long a process that ends waits for its last lines to be written.
+const CLOSE: Duration = Duration::from_secs(2);
 /// Bytes gathered for one write.
 const GATHER: usize = 256 << 10;
 
@@ -48,12 +50,12 @@ pub(crate) struct Line<'a> {
     pub(crate) micros: u64,
 }
 
-/// A process's access log. Dropped last, it writes out what waits.
+/// A process's access log.
 #[derive(Debug)]
 pub(crate) struct AccessLog {
-    /// Taken when it ends: the thread ends with the last sender.
-    lines: Option<SyncSender<Vec<u8>>>,
-    thread: Option<JoinHandle<()>>,
+    /// Lines, and that no more are to be written.
+    lines: SyncSender<Option<Vec<u8>>>,
+    thread: JoinHandle<()>,
     every: u64,
     dropped: metrics::Counter,
 }
@@ -75,8 +77,8 @@ impl AccessLog {
             .name("reel-access-log".to_owned())
             .spawn(move || write_lines(&path, file, &waiting))?;
         Ok(Some(Arc::new(Self {
-            lines: Some(lines),
-            thread: Some(thread),
+            lines,
+            thread,
             every: u64::from(config.every.max(1)),
             dropped: metrics::counter!("reel_access_log_dropped_total"),
         })))
@@ -86,13 +88,18 @@ impl AccessLog {
     pub(crate) fn scribe(self: &Arc<Self>) -> Scribe {
         Scribe { log: Arc::clone(self), answers: Cell::new(0) }
     }
-}
 
-impl Drop for AccessLog {
-    fn drop(&mut self) {
-        self.lines.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    /// Has what waits written out, within [`CLOSE`]; what is noted later is not written.
+    pub(crate) fn close(&self) {
+        let deadline = Instant::now() + CLOSE;
+        let mut is_told = false;
+        while !self.thread.is_finished() {
+            if Instant::now() >= deadline {
+                tracing::error!("the end of the access log was not written within {CLOSE:?}");
+                return;
+            }
+            is_told = is_told || self.lines.try_send(None).is_ok();
+            std::thread::sleep(CLOSE / 1000);
         }
     }
 }
@@ -106,7 +113,7 @@ impl Scribe {
         }
         let Ok(mut text) = serde_json::to_vec(line) else { return };
         text.push(b'\n');
-        if self.log.lines.as_ref().is_none_or(|lines| lines.try_send(text).is_err()) {
+        if self.log.lines.try_send(Some(text)).is_err() {
             self.log.dropped.increment(1);
         }
     }
@@ -116,16 +123,16 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-/// Writes until nobody can send any more.
-fn write_lines(path: &PathBuf, file: File, lines: &Receiver<Vec<u8>>) {
+/// Writes until it is told that no more are to be written, or nobody can send any.
+fn write_lines(path: &PathBuf, file: File, lines: &Receiver<Option<Vec<u8>>>) {
     let mut out = BufWriter::with_capacity(GATHER, file);
     let mut looked = Instant::now();
     let mut failing = false;
     loop {
         let result = match lines.recv_timeout(LOOK) {
-            Ok(line) => out.write_all(&line),
+            Ok(Some(line)) => out.write_all(&line),
             Err(RecvTimeoutError::Timeout) => Ok(()),
-            Err(RecvTimeoutError::Disconnected) => break,
+            Ok(None) | Err(RecvTimeoutError::Disconnected) => break,
         };
         let result = result.and_then(|()| {
             if looked.elapsed() < LOOK {
@@ -183,7 +190,8 @@ mod tests {
             scribe.note(&line(200, &format!("/ok/\"{at}")));
             scribe.note(&line(404, "/no"));
         }
-        drop((scribe, log));
+        // Whoever else holds it does not keep it from ending.
+        log.close();
         let text = std::fs::read_to_string(&file).expect("written");
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();

@@ -29,7 +29,7 @@ use crate::whole::{FilePart, Rest};
 const GATHER_BYTES: usize = 256 * 1024;
 /// From this many bytes on, a body is sent in whole segments. Less leaves no remainder that an acknowledgement could
 /// push out: the kernel takes 64 KiB of a file at a time.
-const CORK_BYTES: u64 = 128 * 1024;
+pub(crate) const CORK_BYTES: u64 = 128 * 1024;
 
 /// How long a body may be slower than the least rate at its beginning.
 const RATE_GRACE: Duration = Duration::from_secs(30);
@@ -97,6 +97,8 @@ pub(crate) struct Conn {
     corked: bool,
     /// The turn that the request in progress was read in.
     grant: Option<Grant>,
+    /// What is left of an answer that was begun while this waited.
+    left: Option<Box<Rest>>,
     _slot: Option<Slot>,
 }
 
@@ -127,6 +129,7 @@ impl Conn {
             min_rate: 0,
             corked: false,
             grant: None,
+            left: None,
             _slot: None,
         })
     }
@@ -212,7 +215,8 @@ impl Conn {
         Ok(self.socket.writable(self.stall).await?)
     }
 
-    /// Waits for more input, at most `limit`; what was gathered is sent before.
+    /// Waits for more input, at most `limit`, or, if it is attended, until an answer was begun that is to be
+    /// [ended](Self::left); what was gathered is sent before.
     pub(crate) async fn fill(&mut self, limit: Duration) -> Result<(), ConnError> {
         self.flush().await?;
         if self.start > 0 {
@@ -226,8 +230,10 @@ impl Conn {
                     self.note_arrival();
                     return Ok(());
                 }
-                // Rare, and on the heap: a connection that waits carries no room for it.
-                Some(Left::Output(rest)) => Box::pin(self.send_rest(rest)).await?,
+                Some(Left::Output(rest)) => {
+                    self.left = Some(Box::new(rest));
+                    return Ok(());
+                }
                 None => {}
             }
             if !self.socket.may_read() {
@@ -281,12 +287,27 @@ impl Conn {
         &mut self,
         limit: Duration,
         bytes: u64,
+        desk: Option<&Rc<dyn Desk>>,
     ) -> Result<(), ConnError> {
         self.flush().await?;
         self.socket.read_in_turn(bytes);
+        if let Some(desk) = desk {
+            self.socket.attend(desk, self.client, limit);
+        }
         let filled = self.fill(limit).await;
+        self.socket.attend_no_more();
         self.grant = self.socket.read_at_once();
         filled
+    }
+
+    /// What is left of an answer that was begun while this waited for input.
+    pub(crate) fn left(&mut self) -> Option<Box<Rest>> {
+        self.left.take()
+    }
+
+    /// The turn of the request in progress: what it was read in, or none yet.
+    pub(crate) fn turn(&mut self) -> Turn {
+        self.grant.take().map_or_else(Turn::default, Turn::from)
     }
 
     /// The request in progress was answered: its turn is over, used or not.
@@ -444,22 +465,28 @@ impl Conn {
     }
 
     /// Sends what an answer that was begun for this connection has left.
-    async fn send_rest(&mut self, Rest { bytes, body }: Rest) -> Result<(), ConnError> {
+    pub(crate) async fn send_rest(&mut self, rest: Rest, turn: &mut Turn) -> Result<(), ConnError> {
         // Its request was read elsewhere: the rate counts from there on.
         self.note_arrival();
         self.begin();
-        self.out = bytes;
-        match body {
-            Some(part) => self.send_part(&part).await,
-            None => self.flush().await,
+        self.out = rest.bytes;
+        self.corked = rest.is_corked;
+        match rest.body {
+            Some(part) => self.send_part(&part, turn).await?,
+            None => self.flush().await?,
         }
+        self.uncork()
     }
 
     /// Sends a part of a file that is in the page cache, behind what was gathered.
-    pub(crate) async fn send_part(&mut self, part: &FilePart) -> Result<(), ConnError> {
+    pub(crate) async fn send_part(
+        &mut self,
+        part: &FilePart,
+        turn: &mut Turn,
+    ) -> Result<(), ConnError> {
         let file = part.file().ok_or(ConnError::Closed)?;
         self.flush_before_file().await?;
-        self.send_file(file, part.offset, part.length, &mut Turn::default()).await
+        self.send_file(file, part.offset, part.length, turn).await
     }
 
     /// Sends as many bytes as there is room for; what was gathered must be out.
@@ -570,10 +597,7 @@ impl Conn {
         let end = offset + length;
         while at < end {
             let portion = (end - at).min(turns::PORTION) as usize;
-            match self.grant.take() {
-                Some(grant) => turn.begin(grant, portion as u64),
-                None => turn.take(portion as u64, turns::WARM).await,
-            }
+            turn.take(portion as u64, turns::WARM).await;
             let result = rustix::fs::sendfile(self.fd(), file, Some(&mut at), portion);
             let sent = *result.as_ref().unwrap_or(&0);
             turn.sent(portion as u64, (portion - sent) as u64, turns::WARM);
@@ -629,6 +653,11 @@ mod tests {
             assert!(corked(&conn));
             conn.uncork().expect("set");
             assert!(!corked(&conn), "the last segment is out");
+            rustix::net::sockopt::set_tcp_cork(conn.fd(), true).expect("set");
+            let rest = Rest { bytes: b"rest".to_vec(), body: None, is_corked: true, begun: None };
+            let sent = conn.send_rest(rest, &mut Turn::default()).now_or_never();
+            assert!(sent.is_some_and(|sent| sent.is_ok()));
+            assert!(!corked(&conn), "nor what was left of a piece");
         });
     }
 
@@ -646,8 +675,10 @@ mod tests {
             conn.begin();
             conn.began = Instant::now() - RATE_GRACE;
             assert!(conn.check_rate().is_err(), "what passed before does not count");
-            let rest = Rest { bytes: b"the rest".to_vec(), body: None };
-            assert!(conn.send_rest(rest).now_or_never().is_some_and(|sent| sent.is_ok()));
+            let rest =
+                Rest { bytes: b"the rest".to_vec(), body: None, is_corked: false, begun: None };
+            let sent = conn.send_rest(rest, &mut Turn::default()).now_or_never();
+            assert!(sent.is_some_and(|sent| sent.is_ok()));
             assert!(conn.check_rate().is_ok(), "what a desk left counts from its own request on");
             conn.began = Instant::now() - RATE_GRACE;
             assert!(conn.check_rate().is_err(), "and from then on it does");

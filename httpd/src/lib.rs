@@ -17,6 +17,7 @@ mod gateway;
 mod handover;
 pub mod http;
 mod node;
+mod piece;
 mod pipes;
 mod polled;
 mod prompt;

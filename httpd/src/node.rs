@@ -197,7 +197,7 @@ pub fn run_storage(
         acks: Acks::default(),
         following: Following::new(),
         copying: Copying::default(),
-        access_log,
+        access_log: access_log.clone(),
         congestion: congestion.clone(),
         boot,
         config,
@@ -233,12 +233,19 @@ pub fn run_storage(
         move || storage_shard((index, shards), doors, node, stop, first)
     });
     drop(upkeep);
+    close(access_log);
     result
 }
 
 /// A number that no other life of a process has.
 fn boot() -> u64 {
     reel_engine::clock::now_ms() ^ u64::from(std::process::id()) << 44
+}
+
+fn close(access_log: Option<Arc<AccessLog>>) {
+    if let Some(log) = access_log {
+        log.close();
+    }
 }
 
 fn open_access_log(config: &AccessLogConfig) -> Result<Option<Arc<AccessLog>>, RunError> {
@@ -502,8 +509,9 @@ pub fn run_gateway(
     if let Some(offer) = &offer {
         side.handle().spawn(Arc::clone(offer).run());
     }
+    let access_log = open_access_log(&config.access_log)?;
     let gateway = Arc::new(Gateway {
-        access_log: open_access_log(&config.access_log)?,
+        access_log: access_log.clone(),
         congestion: congestion.clone(),
         boot: boot(),
         requests: AtomicU64::new(0),
@@ -523,7 +531,7 @@ pub fn run_gateway(
         stopping.stop();
     }));
     ready(address);
-    run_shards(shards, sockets, &congestion, |index, doors| {
+    let result = run_shards(shards, sockets, &congestion, |index, doors| {
         let (gateway, stop) = (Arc::clone(&gateway), stop.clone());
         move || {
             in_runtime((index, shards), async move {
@@ -532,7 +540,9 @@ pub fn run_gateway(
                 shard::run(doors, service, limits, stop).await.map_err(io("serve"))
             })?
         }
-    })
+    });
+    close(access_log);
+    result
 }
 
 /// Asks the trackers whether a group could serve. For ever.

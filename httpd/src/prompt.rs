@@ -4,6 +4,8 @@
 //! answers are sent ([`crate::coalesce::Pace::batch`]): the less the two cores of a client and a shard on one machine take
 //! from one another in turn, the less both spend.
 //!
+//! A connection that is read in its turn ([`crate::turns`]) is answered then, if it asks for a piece ([`crate::piece`]).
+//!
 //! Everything else is left to the task: input that the desk has no answer for, and output that found no room.
 
 use std::array;
@@ -18,6 +20,7 @@ use rustix::net::RecvFlags;
 
 use crate::buffers;
 use crate::http::request::Request;
+use crate::piece::Piece;
 use crate::readiness::State;
 use crate::whole::{Rest, Whole};
 
@@ -30,6 +33,10 @@ pub(crate) trait Desk {
     fn answer(&self, input: &[u8], now: Instant) -> Option<Prompt>;
     /// It was sent by `now`, or is left to the connection's task; `came` is what `now` was at [`answer`](Self::answer).
     fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant, now: Instant);
+    /// The answer to what came, if that is one request, to its last byte, for a piece that is at hand.
+    fn piece(&self, input: &[u8], now: Instant) -> Option<Piece>;
+    /// All of it was sent by `now`; `came` is when its request came.
+    fn piece_answered(&self, client: IpAddr, piece: &Piece, came: Instant, now: Instant);
 }
 
 /// The answer to a request.
@@ -69,6 +76,74 @@ pub(crate) enum Left {
     Output(Rest),
 }
 
+/// What there is to read.
+enum Input {
+    /// Bytes, and whether they are all that there is.
+    Came(Vec<u8>, bool),
+    Nothing,
+    /// The end, or a failure after which the task finds the end.
+    Ended,
+}
+
+/// Reads once.
+fn read(state: &State) -> Input {
+    let mut input = buffers::take();
+    let came = rustix::net::recv(state.fd(), spare_capacity(&mut input), RecvFlags::empty());
+    if let Ok((_, 1..)) = came {
+        // With less than there was room for there is nothing more (epoll(7)).
+        let all = input.len() < input.capacity();
+        state.input.has_more(!all);
+        return Input::Came(input, all);
+    }
+    buffers::give(input);
+    if came == Err(Errno::AGAIN) {
+        state.input.has_more(false);
+        return Input::Nothing;
+    }
+    Input::Ended
+}
+
+/// Reads the request of an attended connection, which has its turn, and answers it if it is one for a piece that is at hand.
+/// Everything else is left to its task, which has the turn then. `tick` is the present one.
+pub(crate) fn answer_in_turn(state: &Rc<State>, came: Instant, tick: u64) {
+    let waiting = state.attended.borrow();
+    let Some(Attended { desk, client, ticks }) = &*waiting else {
+        state.input.raise(came);
+        return;
+    };
+    let left = match read(state) {
+        Input::Came(input, all) => {
+            let now = Instant::now();
+            let piece = if all { desk.piece(&input, now) } else { None };
+            if let Some(mut piece) = piece {
+                buffers::give(input);
+                let Some(rest) = piece.send(state.fd(), state.read_at_once(), came) else {
+                    desk.piece_answered(*client, &piece, came, Instant::now());
+                    state.read_in_turn(piece.body.length);
+                    state.input.waits_until(tick + ticks);
+                    return;
+                };
+                Left::Output(rest)
+            } else {
+                Left::Input(input)
+            }
+        }
+        Input::Nothing => {
+            if let Some(grant) = state.read_at_once() {
+                state.read_in_turn(grant.give_back());
+            }
+            state.input.waits_until(tick + ticks);
+            return;
+        }
+        Input::Ended => {
+            state.input.raise(came);
+            return;
+        }
+    };
+    drop(waiting);
+    state.leave(left, came);
+}
+
 /// What a look has found answers for and not sent yet; at most as many as it takes events at a time.
 #[derive(Default)]
 pub(crate) struct Outbox {
@@ -80,26 +155,12 @@ impl Outbox {
     pub(crate) fn read(&self, state: &Rc<State>, now: Instant, tick: u64) -> Came {
         let waiting = state.attended.borrow();
         let Some(Attended { desk, ticks, .. }) = &*waiting else { return Came::Unread };
-        let mut input = buffers::take();
-        let room = spare_capacity(&mut input);
-        let came = rustix::net::recv(state.fd(), room, RecvFlags::empty());
-        // With less than there was room for there is nothing more (epoll(7)).
-        let all = input.len() < input.capacity();
-        let prompt = match came {
-            Ok((_, 1..)) if all => desk.answer(&input, now),
-            Ok((_, 1..)) => None,
-            Err(Errno::AGAIN) => {
-                state.input.has_more(false);
-                buffers::give(input);
-                return Came::Nothing;
-            }
-            // The end, or a failure after which the task finds the end.
-            Ok((_, 0)) | Err(_) => {
-                buffers::give(input);
-                return Came::Unread;
-            }
+        let (input, all) = match read(state) {
+            Input::Came(input, all) => (input, all),
+            Input::Nothing => return Came::Nothing,
+            Input::Ended => return Came::Unread,
         };
-        state.input.has_more(!all);
+        let prompt = if all { desk.answer(&input, now) } else { None };
         if let Some(prompt) = prompt {
             state.input.waits_until(tick + ticks);
             self.prompts.borrow_mut().push((Rc::clone(state), prompt));
@@ -149,18 +210,22 @@ mod tests {
     use std::net::{Ipv4Addr, TcpStream};
 
     use reel_control::config::CorsConfig;
+    use rustix::event::{PollFd, PollFlags};
 
     use super::*;
     use crate::answer::Answers;
     use crate::buffers::READ_BYTES;
-    use crate::whole::WholeAnswer;
+    use crate::turns;
+    use crate::whole::tests::stored;
+    use crate::whole::{FilePart, WholeAnswer};
 
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-    /// Knows the answer to "ask".
+    /// Knows the answer to "ask", and perhaps a piece.
     struct OneAnswer {
         answer: Rc<WholeAnswer>,
         answered: Cell<usize>,
+        piece: RefCell<Option<FilePart>>,
     }
 
     impl Desk for OneAnswer {
@@ -174,6 +239,17 @@ mod tests {
             assert_eq!(client, CLIENT);
             self.answered.set(self.answered.get() + 1);
         }
+
+        fn piece(&self, input: &[u8], _: Instant) -> Option<Piece> {
+            let body = self.piece.borrow().clone().filter(|_| input == b"piece")?;
+            Some(Piece { status: 206, head: b"head".to_vec(), body, request: None })
+        }
+
+        fn piece_answered(&self, client: IpAddr, piece: &Piece, came: Instant, now: Instant) {
+            assert!(came <= now && piece.len() > 4);
+            assert_eq!(client, CLIENT);
+            self.answered.set(self.answered.get() + 1);
+        }
     }
 
     /// A client, its connection at a desk that has `body` bytes for it, and an outbox.
@@ -182,7 +258,8 @@ mod tests {
         server.set_nonblocking(true).expect("set");
         let answers = Answers::new(CorsConfig::default(), None);
         let answer = WholeAnswer::new(&answers, b"\r\n", &vec![7; body]).expect("an answer");
-        let desk = Rc::new(OneAnswer { answer: Rc::new(answer), answered: Cell::new(0) });
+        let answer = Rc::new(answer);
+        let desk = Rc::new(OneAnswer { answer, answered: Cell::new(0), piece: RefCell::default() });
         let state = Rc::new(State::new(server.into(), 0));
         let at_desk = Attended { desk: Rc::clone(&desk) as Rc<dyn Desk>, client: CLIENT, ticks: 5 };
         state.attended.replace(Some(at_desk));
@@ -256,5 +333,114 @@ mod tests {
         assert!(got == *whole);
         client.set_nonblocking(true).expect("set");
         assert_eq!(client.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::WouldBlock));
+    }
+
+    /// Waits until there is something to read.
+    fn until_it_came(state: &State) {
+        let mut one = [PollFd::from_borrowed_fd(state.fd(), PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut one, None), Ok(1));
+    }
+
+    /// It has its turn.
+    fn serve(state: &Rc<State>, tick: u64) {
+        assert!(state.asks_for_turn(Instant::now()), "it is not read before");
+        turns::serve_granted(|state, came| answer_in_turn(state, came, tick));
+    }
+
+    /// Sends `ask`, and answers it in its turn.
+    fn asks(client: &mut TcpStream, state: &Rc<State>, ask: &[u8], tick: u64) {
+        client.write_all(ask).expect("sent");
+        until_it_came(state);
+        serve(state, tick);
+    }
+
+    /// [`attended`], read in turn, and what it can have a piece of.
+    fn in_turn(test: impl AsyncFnOnce(TcpStream, Rc<State>, Rc<OneAnswer>, &[u8])) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let payload: Vec<u8> = (0..2_000_000u64).map(|at| ((at * at) >> 7) as u8).collect();
+        crate::reactor::on_a_shard(async {
+            let (_store, part) = stored(dir.path(), payload.clone()).await;
+            let (client, state, desk, _) = attended(16);
+            desk.piece.replace(Some(part));
+            state.input.has_more(false);
+            state.read_in_turn(400_000);
+            test(client, state, desk, &payload).await;
+        });
+    }
+
+    #[test]
+    fn a_piece_is_answered_in_its_turn_and_the_task_sleeps_on() {
+        in_turn(async |mut client, state, desk, payload| {
+            let length = 200_000;
+            desk.piece.borrow_mut().as_mut().expect("a piece").length = length as u64;
+            for tick in [100, 200, 300] {
+                asks(&mut client, &state, b"piece", tick);
+                assert_eq!(desk.answered.get() as u64, tick / 100);
+                assert_eq!(state.found(), (false, false, tick + 5), "it waits anew");
+                let mut got = vec![0; 4 + length];
+                client.read_exact(&mut got).expect("the piece");
+                assert!(got.starts_with(b"head") && got[4..] == payload[..length]);
+                assert!(!rustix::net::sockopt::tcp_cork(state.fd()).expect("asked"));
+            }
+            assert!(state.read_at_once().is_none(), "its turns were used");
+        });
+    }
+
+    #[test]
+    fn what_is_no_piece_is_left_to_the_task_with_its_turn() {
+        in_turn(async |mut client, state, desk, _| {
+            asks(&mut client, &state, b"pie", 1);
+            assert_eq!(state.found(), (false, true, 0), "it is woken");
+            assert!(matches!(state.left.take(), Some(Left::Input(bytes)) if bytes == b"pie"));
+            assert!(state.attended.borrow().is_none() && desk.answered.get() == 0);
+            let grant = state.read_at_once().expect("the turn is the task's");
+            assert_eq!(grant.give_back(), 400_000);
+        });
+    }
+
+    #[test]
+    fn a_turn_without_a_request_is_given_back_and_another_is_asked_for() {
+        in_turn(async |mut client, state, desk, _| {
+            serve(&state, 7);
+            assert_eq!(state.found(), (false, false, 12));
+            assert!(state.attended.borrow().is_some());
+            asks(&mut client, &state, b"piece", 8);
+            assert!(desk.answered.get() == 1 || state.has_left(), "it was read");
+        });
+    }
+
+    #[test]
+    fn the_end_wakes_the_task() {
+        in_turn(async |client, state, _, _| {
+            drop(client);
+            until_it_came(&state);
+            serve(&state, 1);
+            assert_eq!(state.found(), (true, false, 0));
+        });
+    }
+
+    #[test]
+    fn of_a_piece_what_finds_no_room_is_left_to_the_task_to_the_byte() {
+        in_turn(async |mut client, state, desk, payload| {
+            rustix::net::sockopt::set_socket_send_buffer_size(state.fd(), 1 << 16).expect("set");
+            asks(&mut client, &state, b"piece", 1);
+            assert_eq!(desk.answered.get(), 0, "it is not over");
+            assert!(state.found().1 && state.attended.borrow().is_none());
+            assert!(state.read_at_once().is_none(), "its turn was used");
+            let Some(Left::Output(mut rest)) = state.left.take() else { panic!("it took 2 MB") };
+            let begun = rest.begun.take().expect("a piece");
+            let part = rest.body.expect("the body's end");
+            assert!(rest.is_corked && rest.bytes.is_empty() && begun.status == 206);
+            assert_eq!(begun.sent + part.length, 4 + payload.len() as u64);
+            rustix::net::sockopt::set_tcp_cork(state.fd(), false).expect("set");
+            let mut got = vec![0; begun.sent as usize];
+            client.read_exact(&mut got).expect("what had room");
+            assert!(got[4..] == payload[..got.len() - 4]);
+            let at = got.len() - 4;
+            let mut left = vec![0; part.length as usize];
+            let file = part.file().expect("a file");
+            std::os::unix::fs::FileExt::read_exact_at(file, &mut left, part.offset).expect("read");
+            assert!(left == payload[at..]);
+        });
     }
 }

@@ -22,7 +22,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use crate::coalesce::{Pace, REST};
 use crate::polled::{Polled, Tried};
-use crate::prompt::{Attended, Came, Desk, Left, Outbox};
+use crate::prompt::{Attended, Came, Desk, Left, Outbox, answer_in_turn};
 use crate::readiness::{State, TimedOut};
 use crate::turns::{self, Grant};
 
@@ -59,6 +59,13 @@ pub(crate) async fn behind_all() {
         monoio::time::sleep(TICK).await;
     }
     reactor.look();
+}
+
+/// Those whose turn has come are answered, or their tasks woken.
+pub(crate) fn serve_granted() {
+    if let Some(reactor) = CURRENT.with_borrow(Weak::upgrade) {
+        reactor.serve_granted();
+    }
 }
 
 /// Lets the tasks that are ready go first.
@@ -214,6 +221,7 @@ impl Reactor {
                 }
             }
             answered += self.outbox.send(now);
+            self.serve_granted();
             found += events.len();
             if events.len() < EVENTS {
                 self.events.replace(events);
@@ -242,6 +250,11 @@ impl Reactor {
                 Came::Nothing | Came::Left => {}
             }
         }
+    }
+
+    fn serve_granted(&self) {
+        let tick = self.now.get();
+        turns::serve_granted(|state, came| answer_in_turn(state, came, tick));
     }
 
     /// From now on it is tried, if that pays.
@@ -455,6 +468,7 @@ mod tests {
 
     use super::*;
     use crate::answer::Answers;
+    use crate::piece::Piece;
     use crate::prompt::Prompt;
     use crate::whole::{Whole, WholeAnswer};
 
@@ -471,6 +485,12 @@ mod tests {
         }
 
         fn answered(&self, _: IpAddr, _: &Prompt, _: Instant, _: Instant) {}
+
+        fn piece(&self, _: &[u8], _: Instant) -> Option<Piece> {
+            None
+        }
+
+        fn piece_answered(&self, _: IpAddr, _: &Piece, _: Instant, _: Instant) {}
     }
 
     /// An attended socket that is tried, and its client.

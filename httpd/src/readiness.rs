@@ -173,12 +173,11 @@ impl State {
         }
     }
 
-    /// Its request, which came at `came`, may be read; false when it does not wait for that any more.
-    pub(crate) fn may_ask(&self, grant: Grant, came: Instant) -> bool {
+    /// Its request may be read; false when it does not wait for that any more.
+    pub(crate) fn give_turn(&self, grant: Grant) -> bool {
         let waits = matches!(self.in_turn.get(), InTurn::Asks);
         if waits {
             self.in_turn.set(InTurn::Has(grant));
-            self.input.raise(came);
         }
         waits
     }

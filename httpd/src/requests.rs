@@ -11,10 +11,12 @@ use crate::conn::{Conn, ConnError};
 use crate::http::body::Decoder;
 use crate::http::request::{self, Framing, Request};
 use crate::http::response::{Head, error_body};
+use crate::piece::{Begun, Piece};
 use crate::prompt::{Desk, Prompt};
 use crate::shard::{Activity, Counted, Service, Stop};
-use crate::turns;
-use crate::whole::Whole;
+use crate::tally::BROKEN_OFF;
+use crate::turns::{self, Turn};
+use crate::whole::{Rest, Whole};
 
 /// Unread body bytes that are read and dropped to keep a connection; with more it is closed.
 const DRAIN_BYTES: u64 = 256 * 1024;
@@ -28,11 +30,7 @@ pub(crate) struct WholeAnswers<S> {
 
 impl<S: Service> Desk for WholeAnswers<S> {
     fn answer(&self, input: &[u8], now: Instant) -> Option<Prompt> {
-        // What is refused, comes in pieces or together with more is its task's.
-        let Ok(Some((request, used))) = request::parse(input) else { return None };
-        if used != input.len() || used > self.head_bytes {
-            return None;
-        }
+        let request = self.request(input)?;
         let whole = whole_answer(&*self.service, &self.stop, &request, now)?;
         let request = self.service.writes_down().then(|| Box::new(request));
         Some(Prompt { whole, request })
@@ -41,7 +39,32 @@ impl<S: Service> Desk for WholeAnswers<S> {
     fn answered(&self, client: IpAddr, prompt: &Prompt, came: Instant, now: Instant) {
         turns::note_others(now);
         let took = now.saturating_duration_since(came);
-        self.service.count_whole(client, prompt.request.as_deref(), prompt.whole.len(), took);
+        let bytes = prompt.whole.len();
+        self.service.count_at_hand(client, prompt.request.as_deref(), 200, bytes, took);
+    }
+
+    fn piece(&self, input: &[u8], now: Instant) -> Option<Piece> {
+        let request = self.request(input)?;
+        if request.framing != Framing::None || self.stop.is_stopping() {
+            return None;
+        }
+        let mut piece = self.service.piece(&request, now)?;
+        piece.request = self.service.writes_down().then(|| Box::new(request));
+        Some(piece)
+    }
+
+    fn piece_answered(&self, client: IpAddr, piece: &Piece, came: Instant, now: Instant) {
+        let Piece { status, request, .. } = piece;
+        let took = now.saturating_duration_since(came);
+        self.service.count_at_hand(client, request.as_deref(), *status, piece.len(), took);
+    }
+}
+
+impl<S: Service> WholeAnswers<S> {
+    /// The request that came. What is refused, comes in pieces or together with more is its task's.
+    fn request(&self, input: &[u8]) -> Option<Request> {
+        let Ok(Some((request, used))) = request::parse(input) else { return None };
+        (used == input.len() && used <= self.head_bytes).then_some(request)
     }
 }
 
@@ -99,8 +122,14 @@ pub(crate) async fn serve<S: Service>(
     let mut habit = Habit::Unknown;
     loop {
         let mut request = match read_head(&mut conn, limits, desk, habit, fresh.is_some()).await {
-            Ok(Some(request)) => request,
-            Ok(None) => return Ok(()),
+            Ok(Next::Request(request)) => *request,
+            Ok(Next::Rest(rest)) => {
+                let _in_progress = Counted::new(&activity.requests);
+                // Rare, and on the heap: a connection that waits carries no room for it.
+                Box::pin(end_answer(&mut conn, service, *rest)).await?;
+                continue;
+            }
+            Ok(Next::End) => return Ok(()),
             Err(refused) => {
                 let body = error_body(refused.error, refused.message);
                 let mut head = Head::new(refused.status, &service.date());
@@ -124,12 +153,13 @@ pub(crate) async fn serve<S: Service>(
             habit = Habit::Whole;
             if let Some(part) = &whole.body {
                 conn.out().extend_from_slice(&whole.answer.bytes());
-                Box::pin(conn.send_part(part)).await?;
+                Box::pin(conn.send_part(part, &mut Turn::default())).await?;
             } else {
                 conn.send_at_once(&whole.answer.bytes());
             }
             turns::note_others(conn.came());
-            service.count_whole(client, Some(&request), whole.len(), conn.came().elapsed());
+            let took = conn.came().elapsed();
+            service.count_at_hand(client, Some(&request), 200, whole.len(), took);
             conn.end_turn();
             conn.flush_if_full().await?;
             continue;
@@ -153,14 +183,42 @@ pub(crate) async fn serve<S: Service>(
     }
 }
 
-/// Reads a request head: `None` when the client closes, or stays idle for too long, before one.
+/// Sends what is left of an answer that was begun while its connection waited.
+async fn end_answer<S: Service>(
+    conn: &mut Conn,
+    service: &S,
+    mut rest: Rest,
+) -> Result<(), ConnError> {
+    // What is whole was counted when it was begun.
+    let Some(mut begun) = rest.begun.take() else {
+        return conn.send_rest(rest, &mut Turn::default()).await;
+    };
+    let before = conn.sent;
+    let ended = conn.send_rest(rest, &mut begun.turn).await;
+    let Begun { status, request, came, sent, .. } = *begun;
+    let status = if ended.is_ok() { status } else { BROKEN_OFF };
+    let bytes = sent + conn.sent - before;
+    service.count_at_hand(conn.client(), request.as_deref(), status, bytes, came.elapsed());
+    ended
+}
+
+/// What a connection that waited for a request has to go on with.
+enum Next {
+    Request(Box<Request>),
+    /// What is left of an answer that was begun meanwhile.
+    Rest(Box<Rest>),
+    /// The client has closed, or stayed idle for too long, before a request.
+    End,
+}
+
+/// Reads a request head.
 async fn read_head(
     conn: &mut Conn,
     limits: &LimitsConfig,
     desk: Option<&Rc<dyn Desk>>,
     habit: Habit,
     first: bool,
-) -> Result<Option<Request>, request::Refused> {
+) -> Result<Next, request::Refused> {
     const SLOW: request::Refused = request::Refused {
         status: 408,
         error: "timeout",
@@ -178,7 +236,7 @@ async fn read_head(
                     return Err(request::TOO_BIG);
                 }
                 conn.consume(used);
-                return Ok(Some(request));
+                return Ok(Next::Request(Box::new(request)));
             }
             if conn.input().len() > limits.head_bytes {
                 return Err(request::TOO_BIG);
@@ -193,13 +251,16 @@ async fn read_head(
         let idle = conn.input().is_empty();
         let filled = match (desk, habit) {
             (Some(desk), Habit::Whole) if idle => conn.fill_attended(wait, desk).await,
-            (_, Habit::OnlyBulk(bytes)) if idle => conn.fill_in_turn(wait, bytes).await,
+            (_, Habit::OnlyBulk(bytes)) if idle => conn.fill_in_turn(wait, bytes, desk).await,
             _ => conn.fill(wait).await,
         };
         match filled {
             Ok(()) => {}
             Err(ConnError::Stalled) if !idle => return Err(SLOW),
-            Err(_) => return Ok(None),
+            Err(_) => return Ok(Next::End),
+        }
+        if let Some(rest) = conn.left() {
+            return Ok(Next::Rest(rest));
         }
     }
 }
@@ -240,7 +301,119 @@ async fn linger(conn: &mut Conn) -> Result<(), ConnError> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::io::{Read, Write};
+    use std::net::{Ipv4Addr, TcpStream};
+
     use super::*;
+    use crate::shard::Answered;
+    use crate::whole::FilePart;
+    use crate::whole::tests::stored;
+
+    const HEAD: &[u8] = b"HTTP/1.1 206 Partial Content\r\n\r\n";
+
+    /// Has one piece, and writes down what it counts.
+    struct OnePiece {
+        body: FilePart,
+        counted: RefCell<Vec<(u16, u64)>>,
+    }
+
+    impl Service for OnePiece {
+        async fn serve(&self, conn: &mut Conn, _: &Request) -> Result<Answered, ConnError> {
+            conn.queue(HEAD).await?;
+            conn.send_part(&self.body, &mut Turn::default()).await?;
+            Ok(Answered { status: 206, close: false })
+        }
+
+        fn piece(&self, _: &Request, _: Instant) -> Option<Piece> {
+            let (head, body) = (HEAD.to_vec(), self.body.clone());
+            Some(Piece { status: 206, head, body, request: None })
+        }
+
+        fn count_at_hand(
+            &self,
+            _: IpAddr,
+            _: Option<&Request>,
+            status: u16,
+            bytes: u64,
+            _: Duration,
+        ) {
+            self.counted.borrow_mut().push((status, bytes));
+        }
+
+        fn date(&self) -> Rc<str> {
+            "now".into()
+        }
+
+        fn flush_metrics(&self) {}
+    }
+
+    /// Reads at most so many bytes, as they come.
+    async fn read(client: &mut TcpStream, bytes: usize) -> Vec<u8> {
+        let (mut got, mut room) = (Vec::new(), vec![0; bytes]);
+        while got.len() < bytes {
+            monoio::time::sleep(Duration::from_millis(1)).await;
+            match client.read(&mut room[..bytes - got.len()]) {
+                Ok(0) => break,
+                Ok(read) => got.extend_from_slice(&room[..read]),
+                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+            }
+        }
+        got
+    }
+
+    #[test]
+    fn what_a_client_is_slow_to_take_is_in_progress_and_counted_when_it_is_over() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let payload: Vec<u8> = (0..2_000_000u64).map(|at| ((at * at) >> 7) as u8).collect();
+        crate::reactor::on_a_shard(async {
+            let (_store, body) = stored(dir.path(), payload.clone()).await;
+            let service = Rc::new(OnePiece { body, counted: RefCell::default() });
+            let (stop, limits) = (Stop::default(), LimitsConfig::default());
+            let head_bytes = limits.head_bytes;
+            let desk: Rc<dyn Desk> = Rc::new(WholeAnswers {
+                service: Rc::clone(&service),
+                head_bytes,
+                stop: stop.clone(),
+            });
+            let seat = crate::balance::seats(1).remove(0).0;
+            let activity = Rc::new(Activity::new(seat));
+            let (mut client, server) = crate::reactor::connected();
+            rustix::net::sockopt::set_socket_send_buffer_size(&server, 1 << 16).expect("set");
+            rustix::net::sockopt::set_socket_recv_buffer_size(&client, 1 << 16).expect("set");
+            client.set_nonblocking(true).expect("set");
+            let served = monoio::spawn({
+                let (service, activity) = (Rc::clone(&service), Rc::clone(&activity));
+                async move {
+                    let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
+                    let desk = Some(&desk);
+                    serve(server.into(), client, &*service, desk, &limits, &stop, &activity).await
+                }
+            });
+            let whole = HEAD.len() + payload.len();
+            let in_progress = || activity.requests.get();
+            for at_hand in [0, 0, 1, 2] {
+                client.write_all(b"GET /film HTTP/1.1\r\nHost: h\r\n\r\n").expect("sent");
+                let mut got = read(&mut client, 1000).await;
+                assert_eq!(in_progress(), 1);
+                assert_eq!(in_progress(), 1);
+                got.extend(read(&mut client, whole - 1000).await);
+                assert!(got[HEAD.len()..] == payload);
+                while in_progress() > 0 {
+                    monoio::time::sleep(Duration::from_millis(1)).await;
+                }
+                assert_eq!(*service.counted.borrow(), vec![(206, whole as u64); at_hand]);
+            }
+            service.counted.borrow_mut().clear();
+            client.write_all(b"GET /film HTTP/1.1\r\nHost: h\r\n\r\n").expect("sent");
+            read(&mut client, 1000).await;
+            drop(client);
+            assert!(served.await.is_err());
+            let counted = service.counted.borrow();
+            let [(BROKEN_OFF, sent)] = counted[..] else { panic!("{counted:?}") };
+            assert!((1000..whole as u64).contains(&sent) && in_progress() == 0);
+        });
+    }
 
     #[test]
     fn only_who_asks_for_nothing_but_bulk_waits_for_its_turn() {

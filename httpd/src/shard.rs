@@ -18,6 +18,7 @@ use crate::congestion::Congestion;
 use crate::conn::{Conn, ConnError};
 use crate::connections::{self, Listener};
 use crate::http::request::Request;
+use crate::piece::Piece;
 use crate::prompt::Desk;
 use crate::reactor;
 use crate::requests::{self, WholeAnswers};
@@ -74,15 +75,20 @@ pub(crate) trait Service: 'static {
     fn whole_answer(&self, _request: &Request, _now: Instant) -> Option<Whole> {
         None
     }
-    /// Whether it wants the requests of whole answers when it counts them.
+    /// The answer to a request for a piece ([`crate::piece`]) that is at hand.
+    fn piece(&self, _request: &Request, _now: Instant) -> Option<Piece> {
+        None
+    }
+    /// Whether it wants the requests of such answers when it counts them.
     fn writes_down(&self) -> bool {
         false
     }
-    /// Counts a whole answer that was sent `took` after its request came.
-    fn count_whole(
+    /// Counts such an answer, of which so many bytes were sent, the last of them `took` after its request came.
+    fn count_at_hand(
         &self,
         _client: IpAddr,
         _request: Option<&Request>,
+        _status: u16,
         _bytes: u64,
         _took: Duration,
     ) {
@@ -202,7 +208,7 @@ impl Drop for Counted<'_> {
 }
 
 impl Activity {
-    fn new(seat: Seat) -> Self {
+    pub(crate) fn new(seat: Seat) -> Self {
         Self {
             seat,
             fresh: Cell::default(),

@@ -17,6 +17,9 @@ use crate::shard::Answered;
 /// How old the process's metrics may be.
 pub(crate) const FLUSH: Duration = Duration::from_millis(200);
 
+/// The status of an answer that was broken off, in metrics and the access log.
+pub(crate) const BROKEN_OFF: u16 = 499;
+
 const METHODS: [Method; 6] =
     [Method::Get, Method::Head, Method::Put, Method::Delete, Method::Options, Method::Other];
 
@@ -93,7 +96,7 @@ impl RequestMetrics {
         request: &Request,
         result: &Result<Answered, ConnError>,
     ) {
-        let status = result.as_ref().map_or(499, |answered| answered.status);
+        let status = result.as_ref().map_or(BROKEN_OFF, |answered| answered.status);
         let sent = conn.given().saturating_sub(begun.given);
         let took = begun.at.elapsed();
         self.write_down(conn.client(), request, status, sent, took);

@@ -9,10 +9,11 @@
 //! request has come instead of being kept while those of others are read (decisions/0024).
 //!
 //! Who has had bulk answers only is expected to ask for another: its request is read when its turn has come ([`ask`]), so that
-//! whoever waits does so in the kernel, and is touched once (decisions/0025).
+//! whoever waits does so in the kernel, and is touched once (decisions/0025). Those whose turn has come are read at the end of
+//! the look at the latest ([`serve_granted`]).
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
@@ -53,8 +54,8 @@ enum Waiting {
 }
 
 impl Waiting {
-    /// Lets it go on; false when it has given up.
-    fn grant(self, grant: Grant) -> bool {
+    /// Lets it go on, a connection by way of `granted`; false when it has given up.
+    fn grant(self, grant: Grant, granted: &mut VecDeque<Granted>) -> bool {
         match self {
             // One that is held by nobody else has given up.
             Self::Task(waiter) if Rc::strong_count(&waiter) == 1 => false,
@@ -66,11 +67,17 @@ impl Waiting {
                 true
             }
             Self::Unread(state, came) => {
-                state.upgrade().is_some_and(|state| state.may_ask(grant, came))
+                let state = state.upgrade().filter(|state| state.give_turn(grant));
+                let has_one = state.is_some();
+                granted.extend(state.map(|state| (state, came)));
+                has_one
             }
         }
     }
 }
+
+/// A connection that has its turn, and when its request came.
+type Granted = (Rc<State>, Instant);
 
 /// A turn that was given before the request was read.
 #[derive(Debug, Clone, Copy)]
@@ -81,9 +88,10 @@ pub(crate) struct Grant {
 }
 
 impl Grant {
-    /// It was not used.
-    pub(crate) fn give_back(self) {
+    /// It was not used; the bytes that were counted for it.
+    pub(crate) fn give_back(self) -> u64 {
         TURNS.with_borrow_mut(|turns| turns.used = turns.used.saturating_sub(self.bytes));
+        self.bytes
     }
 }
 
@@ -100,6 +108,8 @@ struct Turns {
     last: u64,
     /// By place.
     waiting: BTreeMap<u64, (Waiting, u64)>,
+    /// Connections whose turn has come, until the end of the look at most ([`serve_granted`]).
+    granted: VecDeque<Granted>,
 }
 
 thread_local! {
@@ -131,7 +141,7 @@ impl Turns {
     /// Gives a turn to the first of those who wait; false when nobody does.
     fn grant_first(&mut self) -> bool {
         let Some((place, (waiting, bytes))) = self.waiting.pop_first() else { return false };
-        if waiting.grant(Grant { place, bytes }) {
+        if waiting.grant(Grant { place, bytes }, &mut self.granted) {
             self.used += bytes;
         }
         true
@@ -168,11 +178,19 @@ pub(crate) fn ask(state: &Rc<State>, bytes: u64, came: Instant) {
     TURNS.with_borrow_mut(|turns| {
         let place = turns.place();
         if turns.lets_in(bytes, true) {
-            state.may_ask(Grant { place, bytes }, came);
+            state.give_turn(Grant { place, bytes });
+            turns.granted.push_back((Rc::clone(state), came));
         } else {
             turns.wait(place, Waiting::Unread(Rc::downgrade(state), came), bytes);
         }
     });
+}
+
+/// Has `serve` read the requests of those whose turn has come. What it sends may let others have theirs.
+pub(crate) fn serve_granted(mut serve: impl FnMut(&Rc<State>, Instant)) {
+    while let Some((state, came)) = TURNS.with_borrow_mut(|turns| turns.granted.pop_front()) {
+        serve(&state, came);
+    }
 }
 
 /// The place of a bulk send among those that wait, kept for [`PORTION`] bytes. One for all of a part of an answer: what is
@@ -181,20 +199,39 @@ pub(crate) fn ask(state: &Rc<State>, bytes: u64, came: Instant) {
 pub(crate) struct Turn {
     place: u64,
     left: u64,
+    /// Bytes that were counted already for its first send, which waits no more: the request waited.
+    granted: u64,
+}
+
+impl From<Grant> for Turn {
+    fn from(Grant { place, bytes }: Grant) -> Self {
+        Self { place, left: PORTION, granted: bytes }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.granted > 0 {
+            TURNS.with_borrow_mut(|turns| turns.used = turns.used.saturating_sub(self.granted));
+        }
+    }
 }
 
 impl Turn {
-    /// Begins with a turn that was given for about so many `bytes`.
-    pub(crate) fn begin(&mut self, grant: Grant, bytes: u64) {
-        (self.place, self.left) = (grant.place, PORTION);
-        TURNS.with_borrow_mut(|turns| {
-            turns.used = (turns.used + bytes).saturating_sub(grant.bytes);
-        });
+    /// Whether `bytes` may be sent at once because the turn was given before; then they are counted.
+    pub(crate) fn is_granted(&mut self, bytes: u64) -> bool {
+        let granted = std::mem::take(&mut self.granted);
+        if granted > 0 {
+            TURNS.with_borrow_mut(|turns| {
+                turns.used = (turns.used + bytes).saturating_sub(granted);
+            });
+        }
+        granted > 0
     }
 
     /// Waits until `bytes` that each count as `weight` ([`WARM`], [`COLD`]) may be sent in the current round.
     pub(crate) async fn take(&mut self, bytes: u64, weight: u64) {
-        if bytes * weight > SMALL_BYTES {
+        if bytes * weight > SMALL_BYTES && !self.is_granted(bytes * weight) {
             wait(self, bytes * weight).await;
         }
     }
@@ -264,6 +301,7 @@ fn refill() {
                 turns.refilling = !turns.waiting.is_empty();
                 turns.refilling
             });
+            reactor::serve_granted();
             if !more {
                 break;
             }
@@ -421,11 +459,20 @@ mod tests {
             let used = || TURNS.with_borrow(|turns| turns.used);
             assert!(used() >= PORTION, "the round is used for what it is thought to ask for");
             let grant = socket.read_at_once().expect("a turn");
-            let mut turn = Turn::default();
-            turn.begin(grant, PORTION / 2);
+            let mut turn = Turn::from(grant);
+            assert!(turn.take(PORTION / 2, WARM).now_or_never().is_some());
             assert_eq!(used(), PORTION / 2, "and for what it did ask for");
             turn.sent(PORTION / 2, PORTION / 4, WARM);
             assert_eq!((used(), turn.left), (PORTION / 4, PORTION * 3 / 4));
+            let before = used();
+            TURNS.with_borrow_mut(|turns| turns.used += PORTION);
+            drop(Turn::from(grant));
+            assert_eq!(used(), before, "what is not used counts no more");
+            let mut cold = Turn::from(grant);
+            TURNS.with_borrow_mut(|turns| turns.used += PORTION);
+            assert!(cold.take(PORTION, COLD).now_or_never().is_some(), "it has waited");
+            assert_eq!(used(), before + COLD * PORTION, "and counts as what it is");
+            assert!(cold.take(PORTION, COLD).now_or_never().is_none(), "once");
         });
     }
 

@@ -12,6 +12,7 @@ use reel_engine::Segment;
 use rustix::net::SendFlags;
 
 use crate::answer::Answers;
+use crate::piece::Begun;
 
 /// What stands before the date in a head.
 const DATE_FIELD: &str = "\r\nDate: ";
@@ -41,7 +42,12 @@ impl Whole {
             Some(part) if sent == bytes.len() => part.send(socket),
             part => part.clone(),
         };
-        (sent < bytes.len() || body.is_some()).then(|| Rest { bytes: bytes[sent..].to_vec(), body })
+        (sent < bytes.len() || body.is_some()).then(|| Rest {
+            bytes: bytes[sent..].to_vec(),
+            body,
+            is_corked: false,
+            begun: None,
+        })
     }
 }
 
@@ -50,6 +56,10 @@ impl Whole {
 pub(crate) struct Rest {
     pub(crate) bytes: Vec<u8>,
     pub(crate) body: Option<FilePart>,
+    /// Whether the last segment waits to be let out.
+    pub(crate) is_corked: bool,
+    /// What is counted when it is sent.
+    pub(crate) begun: Option<Box<Begun>>,
 }
 
 /// A part of a segment's file, which is not empty and can be sent by sendfile.
@@ -72,7 +82,7 @@ impl FilePart {
     }
 
     /// Sends what there is room for, once; what is left.
-    fn send(&self, socket: BorrowedFd<'_>) -> Option<Self> {
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>) -> Option<Self> {
         let mut at = self.offset;
         // A failure shows again when the rest is sent.
         let sent = self.file().map_or(0, |file| {
@@ -115,6 +125,12 @@ impl WholeAnswer {
         }
     }
 
+    /// The same head with another status line.
+    pub(crate) fn fields(&self) -> Ref<'_, [u8]> {
+        let from = self.date_at - DATE_FIELD.len();
+        Ref::map(self.bytes.borrow(), |bytes| &bytes[from..])
+    }
+
     /// Head, and body if it is in memory; not to be held over a wait.
     pub(crate) fn bytes(&self) -> Ref<'_, [u8]> {
         Ref::map(self.bytes.borrow(), |bytes| &**bytes)
@@ -122,7 +138,7 @@ impl WholeAnswer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::{self, Read, Write};
     use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
@@ -136,7 +152,7 @@ mod tests {
     use super::*;
 
     /// A record on disk, and the store that keeps it.
-    async fn stored(dir: &std::path::Path, payload: Vec<u8>) -> (Arc<Store>, FilePart) {
+    pub(crate) async fn stored(dir: &std::path::Path, payload: Vec<u8>) -> (Arc<Store>, FilePart) {
         let numbers = Arc::new(|| SegmentNumber::new(1));
         let options = StoreOptions::new([dir.to_owned()], numbers);
         let (store, _) = Store::open(options).expect("opens");
@@ -163,7 +179,7 @@ mod tests {
     }
 
     /// What has arrived.
-    fn drain(mut stream: &UnixStream, got: &mut Vec<u8>) {
+    pub(crate) fn drain(mut stream: &UnixStream, got: &mut Vec<u8>) {
         let end = stream.read_to_end(got).expect_err("the other end is open");
         assert_eq!(end.kind(), io::ErrorKind::WouldBlock);
     }

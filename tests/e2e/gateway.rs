@@ -83,7 +83,7 @@ fn a_node_that_came_after_the_trackers_were_asked_is_found_when_the_other_is_sil
 }
 
 /// The lines of an access log about a path, once there are so many.
-fn lines(file: &Path, path: &str, count: usize) -> Vec<serde_json::Value> {
+pub fn lines(file: &Path, path: &str, count: usize) -> Vec<serde_json::Value> {
     eventually(&format!("{count} lines about {path}"), || {
         let text = std::fs::read_to_string(file).ok()?;
         let whole = text.rsplit_once('\n')?.0;

@@ -15,6 +15,7 @@ mod gateway;
 mod groups;
 mod harness;
 mod hostile;
+mod pieces;
 mod protocol;
 mod replication;
 mod resume;

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use crate::harness::{Up, bytes, delete, get, has, put, read_answer, request};
 
 /// Runs a check at the HTTP server and at the node behind it.
-fn at_both(check: impl Fn(&str)) {
+pub fn at_both(check: impl Fn(&str)) {
     let dir = tempfile::tempdir().unwrap();
     let up = Up::start(dir.path(), &["--shards", "1"]);
     check(&up.http());

@@ -110,7 +110,12 @@ impl Fields {
 
     /// Whether nothing is asked of a GET but the file: no range, no condition, no id in the answer.
     pub fn are_plain(&self) -> bool {
-        self.range.is_none()
+        self.range.is_none() && self.are_unconditional()
+    }
+
+    /// Whether nothing is asked of a GET but the file or ranges of it.
+    pub fn are_unconditional(&self) -> bool {
+        (self.range.is_none() || self.if_range.is_none())
             && self.if_match.is_none()
             && self.if_none_match.is_none()
             && self.if_modified_since.is_none()

@@ -13,7 +13,7 @@ use reel_engine::{Error, Located, ObjectId, Place, Segment, read};
 use super::epochs::NameHash;
 use super::names::{File, Remembered};
 use super::patience::in_time;
-use super::source::{Here, Source};
+use super::source::{First, Here, Source};
 use super::{Method, StorageShard};
 use crate::answer::Problem;
 use crate::conn::{Conn, ConnError};
@@ -21,6 +21,7 @@ use crate::http::conditions::{Verdict, judge};
 use crate::http::range::{self, Asked};
 use crate::http::request::{Request, query_value};
 use crate::shard::Answered;
+use crate::turns::Turn;
 
 /// How long the catalog may take when there is something to answer with.
 const CATALOG_PATIENCE: Duration = Duration::from_millis(300);
@@ -342,14 +343,16 @@ impl StorageShard {
             if status == 206 {
                 head.field("Content-Range", content_range(part, row.bytes));
             }
-            let first = if head_only { None } else { source.check_first(part).await? };
-            if status == 200 && !head_only && small.is_none() && first.is_none() {
-                self.offer_lying(file, segment, located);
+            if head_only {
+                conn.queue(&head.end()).await?;
+                return Ok(Answered { status, close: false });
+            }
+            let first = source.check_first(part, conn.turn()).await?;
+            if small.is_none() && first.is_resident() {
+                self.offer_lying(file, segment, located, part);
             }
             conn.queue(&head.end()).await?;
-            if !head_only {
-                source.send(conn, part, first).await?;
-            }
+            source.send(conn, part, first).await?;
             return Ok(Answered { status, close: false });
         }
         let part_heads: Vec<String> = parts
@@ -367,14 +370,14 @@ impl StorageShard {
             + end.len() as u64;
         head.field("Content-Type", format_args!("multipart/byteranges; boundary={BOUNDARY}"))
             .field("Content-Length", length);
-        let mut first = None;
+        let mut first = First::default();
         for part in parts.iter().rev() {
-            first = source.check_first(part).await?;
+            first = source.check_first(part, Turn::default()).await?;
         }
         conn.queue(&head.end()).await?;
         for (part_head, part) in part_heads.iter().zip(&parts) {
             conn.queue(part_head.as_bytes()).await?;
-            source.send(conn, part, first.take()).await?;
+            source.send(conn, part, std::mem::take(&mut first)).await?;
         }
         conn.queue(end.as_bytes()).await?;
         Ok(Answered { status, close: false })
@@ -450,6 +453,6 @@ fn attachment(name: &str) -> String {
     format!("attachment; filename*=UTF-8''{}", names::encode_query(base))
 }
 
-fn content_range(part: &Range<u64>, bytes: u64) -> String {
+pub(super) fn content_range(part: &Range<u64>, bytes: u64) -> String {
     format!("bytes {}-{}/{bytes}", part.start, part.end - 1)
 }

@@ -53,6 +53,7 @@ use crate::answer::Answers;
 use crate::congestion::Congestion;
 use crate::conn::{Conn, ConnError};
 use crate::http::request::{Method, Request};
+use crate::piece::Piece;
 use crate::shard::{Answered, Service};
 use crate::tally::{Begun, RequestMetrics};
 use crate::upstream::Upstreams;
@@ -267,12 +268,23 @@ impl Service for Rc<StorageShard> {
         self.metrics.writes_down()
     }
 
-    fn count_whole(&self, client: IpAddr, request: Option<&Request>, bytes: u64, took: Duration) {
+    fn piece(&self, request: &Request, now: Instant) -> Option<Piece> {
+        self.hot_piece(request, now)
+    }
+
+    fn count_at_hand(
+        &self,
+        client: IpAddr,
+        request: Option<&Request>,
+        status: u16,
+        bytes: u64,
+        took: Duration,
+    ) {
         if let Some(request) = request {
-            self.metrics.write_down(client, request, 200, bytes, took);
+            self.metrics.write_down(client, request, status, bytes, took);
         }
-        // Nothing else has whole answers.
-        self.metrics.add(Method::Get, 200, bytes, took);
+        // Nothing else has answers at hand.
+        self.metrics.add(Method::Get, status, bytes, took);
     }
 
     fn date(&self) -> Rc<str> {

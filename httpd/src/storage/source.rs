@@ -71,10 +71,19 @@ impl From<Error> for Here {
     }
 }
 
-/// A part whose first block was read past the page cache, and its place among those that wait for turns.
-pub(super) struct FirstBlock {
-    block: Block,
+/// What is known of a part before its first byte: its place among those that wait for turns, and its first block, if that
+/// was read past the page cache.
+#[derive(Default)]
+pub(super) struct First {
+    block: Option<Block>,
     turn: Turn,
+}
+
+impl First {
+    /// Whether it is in the page cache.
+    pub(super) fn is_resident(&self) -> bool {
+        self.block.is_none()
+    }
 }
 
 /// The bytes of an object on this node.
@@ -134,22 +143,23 @@ impl Source<'_> {
 
     /// What can be known before the first byte: the beginning of a part is as it was uploaded. A block that
     /// was read for that is to be handed to [`Source::send`].
-    pub(super) async fn check_first(&self, part: &Range<u64>) -> Result<Option<FirstBlock>, Error> {
-        if self.small.is_some() {
-            return Ok(None);
-        }
+    pub(super) async fn check_first(
+        &self,
+        part: &Range<u64>,
+        mut turn: Turn,
+    ) -> Result<First, Error> {
         let first = part.start..part.end.min(part.start + WINDOW_BYTES);
-        if self.is_at_hand(&first, Instant::now()) {
-            return Ok(None);
+        if self.small.is_some() || self.is_at_hand(&first, Instant::now()) {
+            return Ok(First { block: None, turn });
         }
-        let mut turn = Turn::default();
-        if let Some(block) = self.cold(part, &mut turn).await? {
+        let block = self.cold(part, &mut turn).await?;
+        if let Some(block) = &block {
             in_time(block.ready()).await?;
-            return Ok(Some(FirstBlock { block, turn }));
+        } else {
+            let unit = self.unit(part.start);
+            self.check(part.start..part.end.min(unit.end())).await?;
         }
-        let unit = self.unit(part.start);
-        self.check(part.start..part.end.min(unit.end())).await?;
-        Ok(None)
+        Ok(First { block, turn })
     }
 
     /// Sends a part. Every byte is checked before it leaves; where a later block proves damaged
@@ -158,7 +168,7 @@ impl Source<'_> {
         &self,
         conn: &mut Conn,
         part: &Range<u64>,
-        first: Option<FirstBlock>,
+        first: First,
     ) -> Result<(), ConnError> {
         if let Some(bytes) = self.small {
             return conn.queue(&bytes[part.start as usize..part.end as usize]).await;
@@ -181,14 +191,10 @@ impl Source<'_> {
         &self,
         conn: &mut Conn,
         part: &Range<u64>,
-        first: Option<FirstBlock>,
+        First { block: mut next, mut turn }: First,
     ) -> Result<(), Here> {
         let mut at = part.start;
         let mut noted = u64::MAX;
-        let (mut next, mut turn) = match first {
-            Some(FirstBlock { block, turn }) => (Some(block), turn),
-            None => (None, Turn::default()),
-        };
         while at < part.end {
             if next.is_none() {
                 let window = at..part.end.min(at + WINDOW_BYTES);
