@@ -53,7 +53,7 @@ impl Piece {
         came: Instant,
     ) -> Option<Rest> {
         let mut turn = grant.map_or_else(Turn::default, Turn::from);
-        turn.is_granted(self.body.length);
+        turn.use_grant(self.body.length);
         let is_corked =
             self.body.length >= CORK_BYTES && sockopt::set_tcp_cork(socket, true).is_ok();
         // A failure shows again when the rest is sent.

@@ -218,8 +218,8 @@ impl Drop for Turn {
 }
 
 impl Turn {
-    /// Whether `bytes` may be sent at once because the turn was given before; then they are counted.
-    pub(crate) fn is_granted(&mut self, bytes: u64) -> bool {
+    /// Uses what was granted for `bytes`, which are counted and may be sent at once then; false when nothing was.
+    pub(crate) fn use_grant(&mut self, bytes: u64) -> bool {
         let granted = std::mem::take(&mut self.granted);
         if granted > 0 {
             TURNS.with_borrow_mut(|turns| {
@@ -231,7 +231,7 @@ impl Turn {
 
     /// Waits until `bytes` that each count as `weight` ([`WARM`], [`COLD`]) may be sent in the current round.
     pub(crate) async fn take(&mut self, bytes: u64, weight: u64) {
-        if bytes * weight > SMALL_BYTES && !self.is_granted(bytes * weight) {
+        if bytes * weight > SMALL_BYTES && !self.use_grant(bytes * weight) {
             wait(self, bytes * weight).await;
         }
     }
