@@ -187,6 +187,10 @@ pub trait RawFile: Send + Sync + fmt::Debug {
     /// Whether all of these bytes lie in the page cache, as far as that can be known without waiting. They may
     /// be gone the next moment.
     fn is_resident(&self, offset: u64, length: u64) -> bool;
+    /// Whether at least half of these bytes are.
+    fn is_mostly_resident(&self, offset: u64, length: u64) -> bool {
+        self.is_resident(offset, length)
+    }
     /// The same file once more, for reads that bypass the page cache; `None` where the file system has no such
     /// thing.
     fn reopen_direct(&self) -> io::Result<Option<File>>;

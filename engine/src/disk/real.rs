@@ -173,6 +173,10 @@ impl RawFile for RealFile {
         super::residency::is_resident(&self.file, offset, length)
     }
 
+    fn is_mostly_resident(&self, offset: u64, length: u64) -> bool {
+        super::residency::is_mostly_resident(&self.file, offset, length)
+    }
+
     fn reopen_direct(&self) -> io::Result<Option<File>> {
         // By the descriptor: the name may be another file's by now.
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());

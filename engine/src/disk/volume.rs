@@ -302,6 +302,11 @@ impl DiskFile {
         self.raw.is_resident(offset, length)
     }
 
+    /// [`RawFile::is_mostly_resident`].
+    pub fn is_mostly_resident(&self, offset: u64, length: u64) -> bool {
+        self.raw.is_mostly_resident(offset, length)
+    }
+
     /// The file once more, for reads past the page cache. Blocking.
     pub(super) fn reopen_direct(&self) -> Result<Option<File>> {
         self.raw.reopen_direct().map_err(|error| Error::io("open", &self.path, error))

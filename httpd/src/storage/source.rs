@@ -108,6 +108,13 @@ impl Source<'_> {
         self.was_resident(range, Instant::now())
     }
 
+    /// Whether a part of this, at most half, is not in the page cache: it is in use, and some of it was taken out. That is
+    /// brought in again rather than read past the cache by each of its readers.
+    fn has_holes(&self, range: &Range<u64>) -> bool {
+        let offset = self.located.offset + range.start;
+        self.segment.file().is_mostly_resident(offset, range.end - range.start)
+    }
+
     fn was_resident(&self, range: &Range<u64>, now: Instant) -> bool {
         let offset = self.located.offset + range.start;
         self.shard.residency.holds(self.segment, offset, range.end - range.start, now)
@@ -135,7 +142,7 @@ impl Source<'_> {
     async fn cold(&self, range: &Range<u64>, turn: &mut Turn) -> Result<Option<Block>, Error> {
         let unit = self.unit(range.start);
         let within = unit.start..unit.end();
-        if !Cold::takes(&unit) || self.is_resident(&within) {
+        if !Cold::takes(&unit) || self.is_resident(&within) || self.has_holes(&within) {
             return Ok(None);
         }
         self.shard.cold.read(self.segment, self.slot(), self.located, unit, turn).await.map(Some)
@@ -237,7 +244,8 @@ impl Source<'_> {
 
     async fn ahead(&self, at: u64, turn: &mut Turn) -> Option<Block> {
         let unit = self.unit(at);
-        if !Cold::takes(&unit) || self.is_resident(&(unit.start..unit.end())) {
+        let within = unit.start..unit.end();
+        if !Cold::takes(&unit) || self.is_resident(&within) || self.has_holes(&within) {
             return None;
         }
         cold::take_turn(turn, &unit).await;
