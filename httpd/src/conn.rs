@@ -300,7 +300,12 @@ impl Conn {
         filled
     }
 
-    /// What is left of an answer that was begun while this waited for input.
+    /// Whether an answer was begun while this waited for input that is to be ended.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.is_some()
+    }
+
+    /// What is left of an answer that was begun while this waited for input, to be ended before it waits again.
     pub(crate) fn left(&mut self) -> Option<Box<Rest>> {
         self.left.take()
     }
@@ -312,9 +317,7 @@ impl Conn {
 
     /// The request in progress was answered: its turn is over, used or not.
     pub(crate) fn end_turn(&mut self) {
-        if let Some(grant) = self.grant.take() {
-            grant.give_back();
-        }
+        drop(self.turn());
     }
 
     /// Appends body bytes to `into` until it holds `full` bytes or the body is complete.

@@ -216,7 +216,7 @@ mod tests {
     use crate::answer::Answers;
     use crate::buffers::READ_BYTES;
     use crate::turns;
-    use crate::whole::tests::stored;
+    use crate::whole::tests::{payload, stored};
     use crate::whole::{FilePart, WholeAnswer};
 
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -357,7 +357,7 @@ mod tests {
     /// [`attended`], read in turn, and what it can have a piece of.
     fn in_turn(test: impl AsyncFnOnce(TcpStream, Rc<State>, Rc<OneAnswer>, &[u8])) {
         let dir = tempfile::tempdir().expect("a folder");
-        let payload: Vec<u8> = (0..2_000_000u64).map(|at| ((at * at) >> 7) as u8).collect();
+        let payload = payload(2_000_000);
         crate::reactor::on_a_shard(async {
             let (_store, part) = stored(dir.path(), payload.clone()).await;
             let (client, state, desk, _) = attended(16);

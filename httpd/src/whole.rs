@@ -151,6 +151,11 @@ pub(crate) mod tests {
 
     use super::*;
 
+    /// So many bytes, of which no part is like another.
+    pub(crate) fn payload(bytes: u64) -> Vec<u8> {
+        (0..bytes).map(|at| ((at * at) >> 7) as u8).collect()
+    }
+
     /// A record on disk, and the store that keeps it.
     pub(crate) async fn stored(dir: &std::path::Path, payload: Vec<u8>) -> (Arc<Store>, FilePart) {
         let numbers = Arc::new(|| SegmentNumber::new(1));
@@ -179,7 +184,7 @@ pub(crate) mod tests {
     }
 
     /// What has arrived.
-    pub(crate) fn drain(mut stream: &UnixStream, got: &mut Vec<u8>) {
+    fn drain(mut stream: &UnixStream, got: &mut Vec<u8>) {
         let end = stream.read_to_end(got).expect_err("the other end is open");
         assert_eq!(end.kind(), io::ErrorKind::WouldBlock);
     }
@@ -187,7 +192,7 @@ pub(crate) mod tests {
     #[test]
     fn what_arrived_and_what_is_left_are_the_whole_answer() {
         let dir = tempfile::tempdir().expect("a folder");
-        let payload: Vec<u8> = (0..1_000_000u64).map(|at| ((at * at) >> 7) as u8).collect();
+        let payload = payload(1_000_000);
         crate::reactor::on_a_shard(async {
             let (_store, part) = stored(dir.path(), payload.clone()).await;
             let answers = Answers::new(CorsConfig::default(), None);

@@ -108,11 +108,12 @@ impl Source<'_> {
         self.was_resident(range, Instant::now())
     }
 
-    /// Whether a part of this, at most half, is not in the page cache: it is in use, and some of it was taken out. That is
-    /// brought in again rather than read past the cache by each of its readers.
-    fn has_holes(&self, range: &Range<u64>) -> bool {
-        let offset = self.located.offset + range.start;
-        self.segment.file().is_mostly_resident(offset, range.end - range.start)
+    /// Whether a unit is to be read past the page cache. One of which at least half lies in it is in use, and some of it
+    /// was taken out: that is brought in again rather than read past the cache by each of its readers (decisions/0026).
+    fn is_cold(&self, unit: &Unit) -> bool {
+        let offset = self.located.offset + unit.start;
+        let length = unit.end() - unit.start;
+        Cold::takes(unit) && !self.segment.file().is_mostly_resident(offset, length)
     }
 
     fn was_resident(&self, range: &Range<u64>, now: Instant) -> bool {
@@ -141,8 +142,7 @@ impl Source<'_> {
     /// Begins to read a unit past the page cache, when that is how its bytes are to be had.
     async fn cold(&self, range: &Range<u64>, turn: &mut Turn) -> Result<Option<Block>, Error> {
         let unit = self.unit(range.start);
-        let within = unit.start..unit.end();
-        if !Cold::takes(&unit) || self.is_resident(&within) || self.has_holes(&within) {
+        if !self.is_cold(&unit) {
             return Ok(None);
         }
         self.shard.cold.read(self.segment, self.slot(), self.located, unit, turn).await.map(Some)
@@ -244,8 +244,7 @@ impl Source<'_> {
 
     async fn ahead(&self, at: u64, turn: &mut Turn) -> Option<Block> {
         let unit = self.unit(at);
-        let within = unit.start..unit.end();
-        if !Cold::takes(&unit) || self.is_resident(&within) || self.has_holes(&within) {
+        if !self.is_cold(&unit) {
             return None;
         }
         cold::take_turn(turn, &unit).await;
