@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_channel::oneshot;
 
 use crate::clock::Version;
-use crate::disk::{Batch, DIRECT_ALIGN, Job, ShardFile, SyncPoint};
+use crate::disk::{Batch, DIRECT_ALIGN, Job, PIECE_BYTES, ShardFile, SyncPoint};
 use crate::error::{Error, Result};
 use crate::format::record::{Layout, RecordHead, RecordKind};
 use crate::format::table::Entry;
@@ -41,7 +41,7 @@ const SPARE_FROM: u64 = 8;
 /// is written, and the writes may bypass the page cache.
 const PAGE: u64 = DIRECT_ALIGN as u64;
 /// Largest buffer that is kept between batches, in bytes.
-const KEEP_BUFFER: usize = 1 << 20;
+const KEEP_BUFFER: usize = PIECE_BYTES;
 
 /// A record to be written; its slot and place are the writer's to choose.
 #[derive(Debug)]
@@ -279,9 +279,7 @@ impl Committer {
         active.last_page.clear();
         let (from, to) = (active.tail / PAGE * PAGE - page, active.tail - page);
         active.last_page.extend_from_slice(&self.buffer.as_ref()[from as usize..to as usize]);
-        if self.buffer.capacity() > KEEP_BUFFER {
-            self.buffer = Batch::default();
-        }
+        self.buffer.end(KEEP_BUFFER);
         active.slots += batch.len();
         active.segment.add_unsettled(batch.len() as u32);
         for (_, slot, entry, _) in &batch {

@@ -21,37 +21,34 @@ fn aligned(capacity: usize) -> (Vec<u8>, usize) {
     (bytes, start)
 }
 
-/// The bytes of one group commit, from a page boundary on.
-#[derive(Debug)]
+/// The bytes of one group commit, from a page boundary on. An empty one has no memory.
+#[derive(Debug, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
     start: usize,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self::with_capacity(0)
-    }
+    capacity: usize,
 }
 
 impl Batch {
     /// Room for so many bytes.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
         let (bytes, start) = aligned(capacity);
-        Self { bytes, start }
+        Self { bytes, start, capacity }
     }
 
-    /// Empties it, and makes room for so many bytes.
+    /// Empties it, and makes room for so many bytes, in steps of [`PIECE_BYTES`].
     pub(crate) fn begin(&mut self, capacity: usize) {
-        if self.capacity() < capacity {
+        if self.capacity < capacity {
             *self = Self::with_capacity(capacity.next_multiple_of(PIECE_BYTES));
         }
         self.bytes.truncate(self.start);
     }
 
-    /// Bytes that fit without moving.
-    pub(crate) fn capacity(&self) -> usize {
-        self.bytes.capacity() - self.start
+    /// Gives its memory back when that is more than `keep` bytes.
+    pub(crate) fn end(&mut self, keep: usize) {
+        if self.capacity > keep {
+            *self = Self::default();
+        }
     }
 
     /// Bytes in it.
@@ -311,6 +308,23 @@ mod tests {
             assert_eq!(piece.len(), DIRECT_ALIGN);
             assert_eq!(piece.as_ref()[..4], [1, 2, 3, 0]);
         }
+    }
+
+    #[test]
+    fn a_batch_keeps_its_memory_up_to_a_bound() {
+        let mut batch = Batch::default();
+        batch.begin(4000);
+        let at = batch.as_ref().as_ptr() as usize;
+        assert_eq!(at % DIRECT_ALIGN, 0);
+        batch.spare().extend_from_slice(&[1; 4000]);
+        batch.end(PIECE_BYTES);
+        batch.begin(PIECE_BYTES);
+        assert_eq!((batch.as_ref().as_ptr() as usize, batch.len()), (at, 0));
+        batch.begin(PIECE_BYTES + 1);
+        batch.pad(DIRECT_ALIGN);
+        assert!(batch.bytes.capacity() >= 2 * PIECE_BYTES);
+        batch.end(PIECE_BYTES);
+        assert_eq!((batch.len(), batch.bytes.capacity()), (0, 0));
     }
 
     #[test]
