@@ -279,7 +279,7 @@ impl StorageShard {
         file: &File,
     ) -> Result<Answered, ConnError> {
         let mut head = self.answers.head(304, request);
-        head.field("ETag", &file.etag).field("Last-Modified", &file.modified);
+        head.field("ETag", &file.etag).field("Last-Modified", file.modified());
         // RFC 9110 §15.4.5: what a 200 would say of caching, a 304 says too.
         if let Some(value) = &file.cache_control {
             head.field("Cache-Control", value);
@@ -297,7 +297,7 @@ impl StorageShard {
         file: &File,
     ) -> crate::http::response::Head {
         let mut head = self.answers.head(status, request);
-        head.prepared(&file.fields);
+        head.prepared(file.fields());
         if query_value(&request.query, "download") == Some("1") {
             head.field("Content-Disposition", attachment(&file.row.name));
         }

@@ -102,14 +102,21 @@ impl HotAnswers {
 
     /// Keeps the answer with a file's checked bytes if it was asked for before.
     pub(super) fn offer(&self, answers: &Answers, file: &File, body: &[u8]) {
-        self.keep(answers, file.row.object, &file.whole, body, None);
+        self.keep(answers, file.row.object, || file.whole(), body, None);
     }
 
     /// The same; a body that is sent from where it lies is not in `body`.
-    fn keep(&self, answers: &Answers, object: u64, fields: &[u8], body: &[u8], lies: Option<Lies>) {
+    fn keep(
+        &self,
+        answers: &Answers,
+        object: u64,
+        fields: impl FnOnce() -> Vec<u8>,
+        body: &[u8],
+        lies: Option<Lies>,
+    ) {
         let place = object.wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> 50;
         if std::mem::replace(&mut self.seen.borrow_mut()[place % SEEN], object) == object
-            && let Some(answer) = WholeAnswer::new(answers, fields, body)
+            && let Some(answer) = WholeAnswer::new(answers, &fields(), body)
         {
             self.insert(object, Hot { answer: Rc::new(answer), lies: lies.map(Rc::new) });
         }
@@ -215,15 +222,14 @@ impl StorageShard {
             && !self.hot.has(file.row.object, segment)
         {
             let lies = Lies { segment: Arc::downgrade(segment), located: *located };
-            let lengthless;
-            let fields = if located.length <= turns::SMALL_BYTES {
-                &*file.whole
-            } else {
+            let fields = || {
+                if located.length <= turns::SMALL_BYTES {
+                    return file.whole();
+                }
                 // Pieces are asked for, whose lengths differ.
                 let mut head = Head::fields();
-                head.prepared(&file.fields).field("Content-Type", &file.row.content_type);
-                lengthless = head.unfinished();
-                lengthless.as_bytes()
+                head.prepared(file.fields()).field("Content-Type", &file.row.content_type);
+                head.unfinished().into_bytes()
             };
             self.hot.keep(&self.answers, file.row.object, fields, &[], Some(lies));
         }
@@ -282,7 +288,8 @@ mod tests {
     fn the_bytes_are_bounded_and_what_is_in_use_stays() {
         let (answers, hot) = (answers(), HotAnswers::new(64 << 10));
         let put = |object, body: &[u8]| {
-            let answer = WholeAnswer::new(&answers, &file(object).whole, body).expect("an answer");
+            let answer =
+                WholeAnswer::new(&answers, &file(object).whole(), body).expect("an answer");
             hot.insert(object, Hot { answer: Rc::new(answer), lies: None });
         };
         for object in 0..1000 {

@@ -4,7 +4,7 @@
 //! entry older than the configured one is still used, but the catalog is asked beside the answer; before it, when peers'
 //! records may be missing (`following`).
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -23,47 +23,59 @@ use crate::tally::Count;
 pub(crate) struct File {
     pub(crate) row: Row,
     pub(crate) etag: String,
-    /// `Last-Modified`.
-    pub(crate) modified: String,
     /// `Cache-Control`.
     pub(crate) cache_control: Option<Box<str>>,
-    /// The fields that every 200 and 206 has.
-    pub(crate) fields: Box<str>,
-    /// Those and the others of a 200 to a GET, to the end of the head.
-    pub(crate) whole: Box<[u8]>,
+    /// Made when it is first read: most uploads are not, soon.
+    fields: OnceCell<Box<str>>,
 }
+
+/// Bytes of [`File::fields`] at most, beside the values of `ETag` and `Cache-Control`.
+const FIELDS: usize = 128;
 
 impl File {
     pub(crate) fn new(row: Row, rules: &[CacheRule]) -> Self {
         let etag = etag(row.object, row.crc);
-        let modified = crate::http::date::format(row.modified_ms / 1000);
-        let mut head = Head::fields();
-        head.field("ETag", &etag)
-            .field("Last-Modified", &modified)
-            .field("Accept-Ranges", "bytes")
-            .field("Reel-Crc32", format_args!("{:08x}", row.crc));
         let cache_control = cache_control(&row, rules).map(Box::from);
-        if let Some(value) = &cache_control {
-            head.field("Cache-Control", value);
-        }
-        let fields: Box<str> = head.unfinished().into();
-        let mut whole = Head::fields();
-        whole.prepared(&fields);
-        whole.field("Content-Type", &row.content_type).field("Content-Length", row.bytes);
-        let whole = whole.end().into();
-        Self { row, etag, modified, cache_control, fields, whole }
+        Self { row, etag, cache_control, fields: OnceCell::new() }
     }
 
-    /// Bytes of memory it takes.
+    /// `Last-Modified`.
+    pub(crate) fn modified(&self) -> String {
+        crate::http::date::format(self.row.modified_ms / 1000)
+    }
+
+    /// The fields that every 200 and 206 has.
+    pub(crate) fn fields(&self) -> &str {
+        self.fields.get_or_init(|| {
+            let mut head = Head::fields();
+            head.field("ETag", &self.etag)
+                .field("Last-Modified", self.modified())
+                .field("Accept-Ranges", "bytes")
+                .field("Reel-Crc32", format_args!("{:08x}", self.row.crc));
+            if let Some(value) = &self.cache_control {
+                head.field("Cache-Control", value);
+            }
+            head.unfinished().into()
+        })
+    }
+
+    /// Those and the others of a 200 to a GET, to the end of the head.
+    pub(crate) fn whole(&self) -> Vec<u8> {
+        let mut head = Head::fields();
+        head.prepared(self.fields());
+        head.field("Content-Type", &self.row.content_type).field("Content-Length", self.row.bytes);
+        head.end()
+    }
+
+    /// Bytes of memory it takes, its fields among them: they may be made at any time.
     fn weight(&self) -> usize {
         let row = &self.row;
-        let texts =
-            [&row.user, &row.name, &row.path, &row.content_type, &self.etag, &self.modified];
+        let texts = [&row.user, &row.name, &row.path, &row.content_type, &self.etag];
         size_of::<Self>()
             + texts.iter().map(|text| text.capacity()).sum::<usize>()
-            + self.cache_control.as_ref().map_or(0, |value| value.len())
-            + self.fields.len()
-            + self.whole.len()
+            + FIELDS
+            + self.etag.len()
+            + 2 * self.cache_control.as_ref().map_or(0, |value| value.len())
     }
 }
 
@@ -315,8 +327,22 @@ mod tests {
         assert_eq!(of("live/abc").as_deref(), Some("u/live/a"));
         assert_eq!(of("live/b").as_deref(), Some("u/live/"));
         assert_eq!(of("film").as_deref(), Some(""));
-        assert!(File::new(row("a", 1), &rules).fields.ends_with("Cache-Control: \r\n"));
+        assert!(File::new(row("a", 1), &rules).fields().ends_with("Cache-Control: \r\n"));
         assert_eq!(File::new(row("a", 1), &rules[3..]).cache_control, None);
+    }
+
+    #[test]
+    fn fields_are_within_what_they_were_weighed_with() {
+        let rules = [CacheRule { prefix: "".into(), value: "public, max-age=60".into() }];
+        let mut longest = row("a", u64::MAX);
+        (longest.crc, longest.modified_ms) = (u32::MAX, u64::MAX);
+        for file in [File::new(longest.clone(), &rules), File::new(longest, &[])] {
+            let values =
+                file.etag.len() + file.cache_control.as_ref().map_or(0, |value| value.len());
+            assert!(file.fields().len() <= FIELDS + values, "{}", file.fields());
+            let whole = String::from_utf8(file.whole()).expect("text");
+            assert!(whole.starts_with(file.fields()) && whole.ends_with("\r\n\r\n"), "{whole}");
+        }
     }
 
     #[test]

@@ -369,7 +369,7 @@ impl StorageShard {
         upload: &Upload,
         stored: Stored,
     ) -> Result<Entered, Failed> {
-        let write = Write::Put { row: row.clone(), only_new: upload.only_new };
+        let write = || Write::Put { row: row.clone(), only_new: upload.only_new };
         let object = stored.object;
         // Before the name is this object, as many nodes hold it as `ack` asks for: the one that it replaces goes then,
         // and this node's disk may be lost at any time.
@@ -381,7 +381,7 @@ impl StorageShard {
                 return Err(problem.into());
             }
         };
-        match self.stage.apply(write.clone()).await {
+        match self.stage.apply(write()).await {
             Ok(Outcome::Done { previous, .. }) => {
                 self.node.store.settled(&stored.segment);
                 self.remember(&row);
@@ -404,7 +404,7 @@ impl StorageShard {
             }
             Err(error @ CatalogError::Unknown(_)) => {
                 // It may have been committed: it is committed for sure as soon as that is possible.
-                self.settle_later(write, stored);
+                self.settle_later(write(), stored);
                 Err(Problem::from(error).into())
             }
             Err(error) => {
