@@ -41,6 +41,7 @@ async fn suite(catalog: Catalog, other: Catalog) {
     a_delete_leaves_a_mark_that_older_writes_cannot_pass(&catalog).await;
     listings_are_in_order_and_paged(&catalog).await;
     a_batch_is_applied_in_order(&catalog).await;
+    new_names_beside_present_ones(&catalog, &other).await;
     writers_of_the_same_names_at_once_agree(&catalog, &other).await;
 }
 
@@ -147,6 +148,73 @@ async fn a_batch_is_applied_in_order(catalog: &Catalog) {
     assert_eq!(outcomes[150], done(Some(1000), stamp(151, 1)));
     assert_eq!(catalog.lookup("ann", "batch-7").await.unwrap().unwrap().object, 1157);
     assert!(catalog.apply(&[]).await.unwrap().is_empty());
+}
+
+/// Names that are new are written without being asked for first, when those before them were new.
+async fn new_names_beside_present_ones(one: &Catalog, two: &Catalog) {
+    let new = |from: u64, to: u64| -> Vec<Write> {
+        (from..to).map(|at| put(&format!("new-{at:03}"), 5000 + at, stamp(10 + at, 1))).collect()
+    };
+    let all_new = |from: u64, to: u64| -> Vec<Outcome> {
+        (from..to).map(|at| done(None, stamp(10 + at, 1))).collect()
+    };
+    // The second of them met none that was there.
+    one.apply(&new(0, 1)).await.unwrap();
+    one.apply(&new(1, 2)).await.unwrap();
+    assert_eq!(one.apply(&new(2, 150)).await.unwrap(), all_new(2, 150));
+    // One of them is there since, by another process.
+    two.apply(&new(170, 171)).await.unwrap();
+    let mut mixed = new(150, 190);
+    mixed[20] = put("new-170", 9000, stamp(900, 1));
+    let mut expected = all_new(150, 190);
+    expected[20] = done(Some(5170), stamp(900, 1));
+    assert_eq!(one.apply(&mixed).await.unwrap(), expected);
+    for (name, object) in [("new-150", 5150), ("new-170", 9000), ("new-189", 5189)] {
+        assert_eq!(two.lookup("ann", name).await.unwrap().unwrap().object, object);
+    }
+    // And an older one that comes late, between new ones.
+    one.apply(&new(190, 191)).await.unwrap();
+    let late = [put("new-191", 5191, stamp(201, 1)), put("new-170", 7000, stamp(20, 1))];
+    let outcomes = one.apply(&late).await.unwrap();
+    let lost = Outcome::Lost { winner: stamp(900, 1), object: Some(9000) };
+    assert_eq!(outcomes, [done(None, stamp(201, 1)), lost]);
+    // A name that is stored and deleted in one batch leaves a mark; one that is not there is not found.
+    let delete = |name: &str, hlc| Write::Delete {
+        user: "ann".into(),
+        name: name.into(),
+        stamp: stamp(hlc, 1),
+    };
+    one.apply(&new(192, 193)).await.unwrap();
+    let brief = [put("new-brief", 6000, stamp(300, 1)), delete("new-brief", 301)];
+    let outcomes = one.apply(&brief).await.unwrap();
+    assert_eq!(outcomes, [done(None, stamp(300, 1)), done(Some(6000), stamp(301, 1))]);
+    assert!(two.lookup("ann", "new-brief").await.unwrap().is_none());
+    let outcomes = one.apply(&[delete("new-none", 302)]).await.unwrap();
+    assert_eq!(outcomes, [Outcome::NotFound]);
+    // Two processes write the same new names.
+    for round in 0..30u64 {
+        let batch = |node: u32| -> Vec<Write> {
+            let object = 10_000 + round * 100 + u64::from(node);
+            let write = |at| put(&format!("both-{round}-{at}"), object, stamp(1000, node));
+            let mut writes: Vec<Write> = (0..12).map(write).collect();
+            if node == 2 {
+                writes.reverse();
+            }
+            writes
+        };
+        let (first, second) = (batch(1), batch(2));
+        let (a, b) = tokio::join!(one.apply(&first), two.apply(&second));
+        let (a, b) = (a.unwrap(), b.unwrap());
+        for at in 0..12 {
+            let there = two.lookup("ann", &format!("both-{round}-{at}")).await.unwrap().unwrap();
+            assert_eq!(there.stamp, stamp(1000, 2), "the higher version stands");
+            let taken = [&a[at], &b[11 - at]]
+                .iter()
+                .filter(|outcome| matches!(outcome, Outcome::Done { previous: None, .. }))
+                .count();
+            assert_eq!(taken, 1, "one of them found the name free: {a:?} {b:?}");
+        }
+    }
 }
 
 async fn writers_of_the_same_names_at_once_agree(one: &Catalog, two: &Catalog) {

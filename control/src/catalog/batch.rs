@@ -14,7 +14,7 @@ const QUEUE: usize = 4096;
 /// Writes of one transaction.
 const BATCH: usize = 512;
 /// Statements of look-ups in progress at once.
-const LOOKUPS: usize = 4;
+pub(super) const LOOKUPS: usize = 4;
 /// Names of one statement.
 const LOOKUP_BATCH: usize = 64;
 /// How long a look-up waits for a catalog that has not been opened yet.

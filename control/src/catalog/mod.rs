@@ -6,6 +6,7 @@
 //! without an object: the versioned mark that keeps an older write from coming back.
 
 mod batch;
+mod kept;
 mod postgres;
 mod resolve;
 mod sqlite;

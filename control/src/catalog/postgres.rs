@@ -1,20 +1,29 @@
 //! The catalog in PostgreSQL.
 
+use std::borrow::Cow;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sqlx::Row as _;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::error::DatabaseError;
+use sqlx::postgres::{
+    PgArguments, PgConnectOptions, PgDatabaseError, PgPool, PgPoolOptions, PgRow, PgSeverity,
+};
+use sqlx::query::Query;
+use sqlx::{Connection as _, Postgres as Database, Row as _};
 
 use crate::api::GroupSettings;
 
-use super::resolve::{Presence, Present, resolve};
+use super::batch::LOOKUPS;
+use super::kept::Kept;
+use super::resolve::{Presence, Present, resolve, resolve_new};
 use super::{
     CatalogError, Held, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
 };
 
-/// Connections of one process.
-const CONNECTIONS: u32 = 8;
+/// Connections of one process: one for writes, those for look-ups, and some for the rest.
+const CONNECTIONS: u32 = 1 + LOOKUPS as u32 + 3;
 /// Tries of a transaction that met another writer of the same new name.
 const TRIES: u32 = 6;
 
@@ -23,10 +32,41 @@ const TRIES: u32 = 6;
 const BY_INDEX: [(&str, &str); 3] =
     [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
 
+/// Inserts rows, a parameter a column.
+macro_rules! insert_rows {
+    ($rest:literal) => {
+        concat!(
+            r#"INSERT INTO files ("user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node)
+               SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[],
+                                    $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[]) "#,
+            $rest
+        )
+    };
+}
+
+/// All rows when none of the names has one, or else none.
+const INSERT_NEW: &str = insert_rows!(
+    r#"WHERE NOT EXISTS (SELECT FROM unnest($1::text[], $2::text[]) AS k(u, n)
+                         JOIN files f ON f."user" = k.u AND f.name = k.n)"#
+);
+/// The rows that are newer than what is there, which is what was there when it was locked ($12, $13): another name of
+/// which there is a row now was inserted since, and its row stays.
+const INSERT_NEWER: &str = insert_rows!(
+    r#"ON CONFLICT ("user", name) DO UPDATE SET object = excluded.object, grp = excluded.grp,
+         path = excluded.path, bytes = excluded.bytes, type = excluded.type, crc = excluded.crc,
+         modified_ms = excluded.modified_ms, hlc = excluded.hlc, node = excluded.node
+       WHERE (excluded.hlc, excluded.node) > (files.hlc, files.node)
+         AND (files."user", files.name) IN (SELECT * FROM unnest($12::text[], $13::text[]))"#
+);
+
 /// The catalog on a server.
 #[derive(Debug, Clone)]
 pub struct Postgres {
     pool: PgPool,
+    writer: Kept<Database>,
+    lookups: Kept<Database>,
+    /// The last batch met no name that had a row.
+    meets_new: Arc<AtomicBool>,
 }
 
 impl Postgres {
@@ -47,10 +87,17 @@ impl Postgres {
         let mut migrations = sqlx::migrate!("./migrations/postgres");
         migrations.set_ignore_missing(true);
         migrations.run(&pool).await.map_err(|error| CatalogError::Away(error.to_string()))?;
-        Ok(Self { pool })
+        let (writer, lookups) = (Kept::new(pool.clone(), 1), Kept::new(pool.clone(), LOOKUPS));
+        Ok(Self { pool, writer, lookups, meets_new: Arc::new(AtomicBool::new(true)) })
     }
 
     pub(super) async fn apply(&self, writes: &[Write]) -> Result<Vec<Outcome>> {
+        if self.meets_new.load(Ordering::Relaxed)
+            && let Some((outcomes, rows)) = resolve_new(writes)
+            && self.insert_new(&rows).await?
+        {
+            return Ok(outcomes);
+        }
         for _ in 0..TRIES {
             if let Some(outcomes) = self.try_apply(writes).await? {
                 return Ok(outcomes);
@@ -59,9 +106,27 @@ impl Postgres {
         Err(CatalogError::Away("too many writers of the same name at once".to_owned()))
     }
 
+    /// Writes rows of names that have none; false, and nothing is changed, when one of them has. One statement, which is its
+    /// own transaction: one round trip.
+    async fn insert_new(&self, rows: &[Cow<'_, Row>]) -> Result<bool> {
+        let mut connection = self.writer.lend().await?;
+        let written = match insert(INSERT_NEW, rows).execute(&mut *connection).await {
+            Ok(done) => done.rows_affected() > 0,
+            Err(error) => match error.as_database_error() {
+                // Another one inserted a name meanwhile.
+                Some(refusal) if refusal.is_unique_violation() => false,
+                Some(refusal) if is_undone(refusal) => return Err(away(error)),
+                _ => return Err(CatalogError::Unknown(error.to_string())),
+            },
+        };
+        connection.keep();
+        Ok(written)
+    }
+
     /// One transaction; `None` when another one inserted a name in between: try again.
     async fn try_apply(&self, writes: &[Write]) -> Result<Option<Vec<Outcome>>> {
-        let mut transaction = self.pool.begin().await.map_err(away)?;
+        let mut connection = self.writer.lend().await?;
+        let mut transaction = connection.begin().await.map_err(away)?;
         let mut keys: Vec<_> = writes.iter().map(Write::key).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -82,62 +147,53 @@ impl Postgres {
                 present.insert(keys[at], value);
             }
         }
+        self.meets_new.store(present.is_empty(), Ordering::Relaxed);
+        let (present_users, present_names): (Vec<&str>, Vec<&str>) =
+            present.keys().copied().unzip();
         let (outcomes, rows) = resolve(present, writes);
-        let column = |pick: fn(&Row) -> i64| rows.iter().map(|row| pick(row)).collect::<Vec<i64>>();
-        let text = |pick: fn(&Row) -> &str| rows.iter().map(|row| pick(row)).collect::<Vec<&str>>();
-        let written = sqlx::query(
-            r#"INSERT INTO files ("user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node)
-               SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::bigint[],
-                                    $7::text[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
-               ON CONFLICT ("user", name) DO UPDATE SET object = excluded.object, grp = excluded.grp,
-                 path = excluded.path, bytes = excluded.bytes, type = excluded.type, crc = excluded.crc,
-                 modified_ms = excluded.modified_ms, hlc = excluded.hlc, node = excluded.node
-               WHERE (excluded.hlc, excluded.node) > (files.hlc, files.node)"#,
-        )
-        .bind(text(|row| &row.user))
-        .bind(text(|row| &row.name))
-        .bind(column(|row| row.object as i64))
-        .bind(column(|row| i64::from(row.group)))
-        .bind(text(|row| &row.path))
-        .bind(column(|row| row.bytes as i64))
-        .bind(text(|row| &row.content_type))
-        .bind(column(|row| i64::from(row.crc)))
-        .bind(column(|row| row.modified_ms as i64))
-        .bind(column(|row| row.stamp.hlc as i64))
-        .bind(column(|row| i64::from(row.stamp.node)))
-        .execute(&mut *transaction)
-        .await
-        .map_err(away)?;
+        let written = insert(INSERT_NEWER, &rows)
+            .bind(present_users)
+            .bind(present_names)
+            .execute(&mut *transaction)
+            .await
+            .map_err(away)?;
         if written.rows_affected() != rows.len() as u64 {
             transaction.rollback().await.map_err(away)?;
+            connection.keep();
             return Ok(None);
         }
         transaction.commit().await.map_err(|error| CatalogError::Unknown(error.to_string()))?;
+        connection.keep();
         Ok(Some(outcomes))
     }
 
     pub(super) async fn lookup(&self, user: &str, name: &str) -> Result<Option<Row>> {
-        sqlx::query(r#"SELECT "user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE "user" = $1 AND name = $2"#)
+        let mut connection = self.lookups.lend().await?;
+        let row = sqlx::query(r#"SELECT "user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE "user" = $1 AND name = $2"#)
             .bind(user)
             .bind(name)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *connection)
             .await
             .and_then(|row| row.as_ref().map(row_of).transpose())
-            .map_err(away)
+            .map_err(away)?;
+        connection.keep();
+        Ok(row)
     }
 
     /// The rows of names, each name once; those there are, in any order.
     pub(super) async fn rows_of(&self, keys: &[(&str, &str)]) -> Result<Vec<Row>> {
         let (users, names): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
+        let mut connection = self.lookups.lend().await?;
         let rows = sqlx::query(
             r#"SELECT f."user", f.name, f.object, f.grp, f.path, f.bytes, f.type, f.crc, f.modified_ms, f.hlc, f.node
                FROM unnest($1::text[], $2::text[]) AS k(u, n) JOIN files f ON f."user" = k.u AND f.name = k.n"#,
         )
         .bind(&users)
         .bind(&names)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *connection)
         .await
         .map_err(away)?;
+        connection.keep();
         rows.iter().map(row_of).collect::<Result<_, _>>().map_err(away)
     }
 
@@ -261,6 +317,32 @@ impl Postgres {
             .map(|first| first as u64)
             .map_err(away)
     }
+}
+
+/// A statement of [`insert_rows`] with its rows.
+fn insert(statement: &'static str, rows: &[Cow<'_, Row>]) -> Query<'static, Database, PgArguments> {
+    let column = |pick: fn(&Row) -> i64| rows.iter().map(|row| pick(row)).collect::<Vec<i64>>();
+    let text = |pick: fn(&Row) -> &str| rows.iter().map(|row| pick(row)).collect::<Vec<&str>>();
+    sqlx::query(statement)
+        .bind(text(|row| &row.user))
+        .bind(text(|row| &row.name))
+        .bind(column(|row| row.object as i64))
+        .bind(column(|row| i64::from(row.group)))
+        .bind(text(|row| &row.path))
+        .bind(column(|row| row.bytes as i64))
+        .bind(text(|row| &row.content_type))
+        .bind(column(|row| i64::from(row.crc)))
+        .bind(column(|row| row.modified_ms as i64))
+        .bind(column(|row| row.stamp.hlc as i64))
+        .bind(column(|row| i64::from(row.stamp.node)))
+}
+
+/// Whether a statement that was its own transaction was undone: an error is said instead of the commit. What ends the
+/// session (a server that stops) may come after it.
+fn is_undone(refusal: &dyn DatabaseError) -> bool {
+    refusal
+        .try_downcast_ref::<PgDatabaseError>()
+        .is_some_and(|refusal| matches!(refusal.severity(), PgSeverity::Error))
 }
 
 /// Which of the sorted keys a row has, and what it says.

@@ -41,6 +41,16 @@ pub(super) fn resolve<'a>(
     (outcomes, changed.into_values().collect())
 }
 
+/// [`resolve`] for names of which none has a row. `None` when one of them would not get one: by writing the rows
+/// nobody would learn that it was there.
+pub(super) fn resolve_new(writes: &[Write]) -> Option<(Vec<Outcome>, Vec<Cow<'_, Row>>)> {
+    let (outcomes, rows) = resolve(Presence::new(), writes);
+    let gets_row = |write: &Write| {
+        rows.binary_search_by_key(&write.key(), |row| (&row.user, &row.name)).is_ok()
+    };
+    writes.iter().all(gets_row).then_some((outcomes, rows))
+}
+
 fn decide(there: Option<Present>, write: &Write) -> (Outcome, Option<Cow<'_, Row>>) {
     let alive = there.map(|present| present.held).filter(|held| held.object != 0);
     let lost = |present: Present| {
@@ -155,6 +165,18 @@ mod tests {
             }]
         );
         assert!(rows[0].is_mark());
+    }
+
+    #[test]
+    fn new_names_are_those_that_get_a_row() {
+        let delete = || {
+            let stamp = Stamp { hlc: 9, node: 1 };
+            Write::Delete { user: "u".into(), name: "f".into(), stamp }
+        };
+        let stored_then_deleted = [put(1, 1), delete()];
+        let (outcomes, rows) = resolve_new(&stored_then_deleted).expect("a row");
+        assert_eq!((outcomes.len(), rows.len(), rows[0].is_mark()), (2, 1, true));
+        assert!(resolve_new(&[delete()]).is_none());
     }
 
     #[test]

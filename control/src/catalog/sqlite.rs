@@ -5,23 +5,27 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteRow, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Row as _, Sqlite as Database, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, Row as _, Sqlite as Database, Transaction};
 
 use crate::api::GroupSettings;
 
-use super::resolve::{Presence, Present, resolve};
+use super::batch::LOOKUPS;
+use super::kept::Kept;
+use super::resolve::{Presence, Present, resolve, resolve_new};
 use super::{
     CatalogError, Held, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
 };
 
-/// Connections for look-ups; writes have one of their own.
-const READERS: u32 = 4;
+/// Connections for reading; writes have one of their own.
+const READERS: u32 = LOOKUPS as u32 + 2;
 /// How long a process waits for another one's transaction.
 const BUSY: Duration = Duration::from_secs(4);
 /// Rows of one statement. A batch is cut into pieces of at most the last size, and the last piece
@@ -41,11 +45,15 @@ const MIGRATION_TRIES: u32 = 20;
 /// The embedded catalog.
 #[derive(Debug, Clone)]
 pub struct Sqlite {
-    writer: SqlitePool,
+    writer: Kept<Database>,
     readers: SqlitePool,
+    /// Those of the readers that look-ups of many names use.
+    lookups: Kept<Database>,
     /// Folds the log: it waits for the disk, which neither commits nor look-ups should.
     folder: SqlitePool,
     log: PathBuf,
+    /// The last batch met no name that had a row.
+    meets_new: Arc<AtomicBool>,
 }
 
 impl Sqlite {
@@ -93,7 +101,9 @@ impl Sqlite {
         };
         let readers = pool(READERS).await.map_err(away)?;
         let folder = pool(1).await.map_err(away)?;
-        Ok(Self { writer, readers, folder, log: log_of(url) })
+        let meets_new = Arc::new(AtomicBool::new(true));
+        let (writer, lookups) = (Kept::new(writer, 1), Kept::new(readers.clone(), LOOKUPS));
+        Ok(Self { writer, readers, lookups, folder, log: log_of(url), meets_new })
     }
 
     /// Folds the log into the database when it has grown; commits go on meanwhile.
@@ -109,38 +119,69 @@ impl Sqlite {
     }
 
     pub(super) async fn apply(&self, writes: &[Write]) -> Result<Vec<Outcome>> {
-        let mut transaction = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(away)?;
+        if self.meets_new.load(Ordering::Relaxed)
+            && let Some((outcomes, rows)) = resolve_new(writes)
+            && self.insert_new(&rows).await?
+        {
+            return Ok(outcomes);
+        }
+        let mut connection = self.writer.lend().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(away)?;
         let mut keys: Vec<_> = writes.iter().map(Write::key).collect();
         keys.sort_unstable();
         keys.dedup();
         let present = present(&mut transaction, &keys).await?;
+        self.meets_new.store(present.is_empty(), Ordering::Relaxed);
         let (outcomes, rows) = resolve(present, writes);
         for piece in pieces(&rows) {
-            upsert(&mut transaction, &piece).await?;
+            insert(&mut transaction, &piece, REPLACE_OLDER).await?;
         }
         transaction.commit().await.map_err(|error| CatalogError::Unknown(error.to_string()))?;
+        connection.keep();
         Ok(outcomes)
     }
 
+    /// Writes rows of names that have none; false, and nothing is changed, when one of them has.
+    async fn insert_new(&self, rows: &[Cow<'_, Row>]) -> Result<bool> {
+        let mut connection = self.writer.lend().await?;
+        let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(away)?;
+        let mut written = 0;
+        for piece in pieces(rows) {
+            written += insert(&mut transaction, &piece, KEEP_PRESENT).await?;
+        }
+        if written != rows.len() as u64 {
+            transaction.rollback().await.map_err(away)?;
+            connection.keep();
+            return Ok(false);
+        }
+        transaction.commit().await.map_err(|error| CatalogError::Unknown(error.to_string()))?;
+        connection.keep();
+        Ok(true)
+    }
+
     pub(super) async fn lookup(&self, user: &str, name: &str) -> Result<Option<Row>> {
-        sqlx::query("SELECT user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE user = ? AND name = ?")
+        let mut connection = self.lookups.lend().await?;
+        let row = sqlx::query("SELECT user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE user = ? AND name = ?")
             .bind(user)
             .bind(name)
-            .fetch_optional(&self.readers)
+            .fetch_optional(&mut *connection)
             .await
             .and_then(|row| row.as_ref().map(row_of).transpose())
-            .map_err(away)
+            .map_err(away)?;
+        connection.keep();
+        Ok(row)
     }
 
     /// The rows of names, each name once; those there are, in any order.
     pub(super) async fn rows_of(&self, keys: &[(&str, &str)]) -> Result<Vec<Row>> {
-        let mut connection = self.readers.acquire().await.map_err(away)?;
+        let mut connection = self.lookups.lend().await?;
         let mut rows = Vec::with_capacity(keys.len());
         for piece in pieces(keys) {
             for row in select(&mut connection, ROW, &piece).await? {
                 rows.push(row_of(&row).map_err(away)?);
             }
         }
+        connection.keep();
         Ok(rows)
     }
 
@@ -213,7 +254,7 @@ impl Sqlite {
             .bind(i64::from(group))
             .bind(i64::from(settings.weight))
             .bind(settings.readonly)
-            .execute(&self.writer)
+            .execute(&mut *self.writer.lend().await?)
             .await
             .map(|done| done.rows_affected() > 0)
             .map_err(away)
@@ -224,7 +265,7 @@ impl Sqlite {
             .bind(i64::from(to))
             .bind(user)
             .bind(i64::from(from))
-            .execute(&self.writer)
+            .execute(&mut *self.writer.lend().await?)
             .await
             .map_err(away)?;
         Ok(self.group_of(user).await?.unwrap_or(to))
@@ -234,7 +275,7 @@ impl Sqlite {
         sqlx::query("UPDATE users SET grp = ? WHERE name = ?")
             .bind(i64::from(group))
             .bind(user)
-            .execute(&self.writer)
+            .execute(&mut *self.writer.lend().await?)
             .await
             .map(drop)
             .map_err(away)
@@ -244,7 +285,7 @@ impl Sqlite {
         sqlx::query_scalar::<_, i64>("INSERT INTO users (name, grp) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING grp")
             .bind(user)
             .bind(i64::from(proposed))
-            .fetch_one(&self.writer)
+            .fetch_one(&mut *self.writer.lend().await?)
             .await
             .map(|group| group as u32)
             .map_err(away)
@@ -318,17 +359,25 @@ async fn present<'a>(
     Ok(present)
 }
 
-async fn upsert(transaction: &mut Transaction<'_, Database>, rows: &[Cow<'_, Row>]) -> Result<()> {
+/// What becomes of a row that is there: an older one is replaced.
+const REPLACE_OLDER: &str = " ON CONFLICT (user, name) DO UPDATE SET object = excluded.object, grp = excluded.grp, \
+    path = excluded.path, bytes = excluded.bytes, type = excluded.type, crc = excluded.crc, \
+    modified_ms = excluded.modified_ms, hlc = excluded.hlc, node = excluded.node \
+    WHERE (excluded.hlc, excluded.node) > (files.hlc, files.node)";
+/// What becomes of a row that is there: it stays.
+const KEEP_PRESENT: &str = " ON CONFLICT (user, name) DO NOTHING";
+
+/// Writes rows; how many were written.
+async fn insert(
+    transaction: &mut Transaction<'_, Database>,
+    rows: &[Cow<'_, Row>],
+    if_present: &str,
+) -> Result<u64> {
     let mut sql = String::from(
         "INSERT INTO files (user, name, object, grp, path, bytes, type, crc, modified_ms, hlc, node) VALUES ",
     );
     sql.push_str(&vec!["(?,?,?,?,?,?,?,?,?,?,?)"; rows.len()].join(","));
-    sql.push_str(
-        " ON CONFLICT (user, name) DO UPDATE SET object = excluded.object, grp = excluded.grp, \
-         path = excluded.path, bytes = excluded.bytes, type = excluded.type, crc = excluded.crc, \
-         modified_ms = excluded.modified_ms, hlc = excluded.hlc, node = excluded.node \
-         WHERE (excluded.hlc, excluded.node) > (files.hlc, files.node)",
-    );
+    sql.push_str(if_present);
     let mut query = sqlx::query(AssertSqlSafe(sql));
     for row in rows {
         query = query
@@ -344,7 +393,7 @@ async fn upsert(transaction: &mut Transaction<'_, Database>, rows: &[Cow<'_, Row
             .bind(row.stamp.hlc as i64)
             .bind(i64::from(row.stamp.node));
     }
-    query.execute(&mut **transaction).await.map(drop).map_err(away)
+    query.execute(&mut **transaction).await.map(|done| done.rows_affected()).map_err(away)
 }
 
 fn row_of(row: &SqliteRow) -> Result<Row, sqlx::Error> {
