@@ -6,6 +6,7 @@ mod postgres;
 
 use reel_control::api::GroupSettings;
 use reel_control::catalog::{Catalog, Held, Outcome, Row, Stamp, Write};
+use sqlx::Connection as _;
 
 fn stamp(hlc: u64, node: u32) -> Stamp {
     Stamp { hlc, node }
@@ -242,6 +243,38 @@ async fn writers_of_the_same_names_at_once_agree(one: &Catalog, two: &Catalog) {
     assert_eq!(winners, expected, "whoever comes last, the higher version stands");
 }
 
+/// The server ends its sessions, as when it is started anew, and answers again at once.
+async fn nobody_learns_of_a_restart_between_two_calls(catalog: &Catalog, url: &str) {
+    let mut operator = sqlx::PgConnection::connect(url).await.unwrap();
+    let names = |from: u64| -> Vec<(String, String)> {
+        (from..from + 3).map(|at| ("ann".to_owned(), format!("again-{at}"))).collect()
+    };
+    // Puts of new names, puts over rows, a look-up of one name, and of several.
+    for round in 0..12u64 {
+        let first = 10 * (round / 2);
+        let writes = |hlc: u64| -> Vec<Write> {
+            names(first).iter().map(|(_, name)| put(name, hlc, stamp(hlc, 1))).collect()
+        };
+        let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'reel'";
+        let ended = sqlx::query(end).execute(&mut operator).await.unwrap().rows_affected();
+        assert!(ended > 0, "round {round}");
+        let hlc = 10 + round;
+        match round % 4 {
+            0 | 1 => assert_eq!(catalog.apply(&writes(hlc)).await.unwrap().len(), 3),
+            2 => {
+                catalog.apply(&writes(hlc)).await.unwrap();
+                assert!(catalog.lookup("ann", &names(first)[0].1).await.unwrap().is_some());
+            }
+            _ => {
+                let rows = catalog.rows_of(&names(first)).await.unwrap();
+                assert!(rows.iter().all(Option::is_some));
+                assert!(catalog.lookup("ann", &names(first)[0].1).await.unwrap().is_some());
+            }
+        }
+    }
+    operator.close().await.unwrap();
+}
+
 #[tokio::test]
 async fn the_suite_on_sqlite() {
     let dir = tempfile::tempdir().unwrap();
@@ -256,6 +289,7 @@ async fn the_suite_on_postgresql() {
     let url = server.url();
     let (one, two) = tokio::join!(Catalog::open(&url), Catalog::open(&url));
     let (one, two) = (one.unwrap(), two.unwrap());
+    nobody_learns_of_a_restart_between_two_calls(&one, &url).await;
     let mut taken = Vec::new();
     for _ in 0..50 {
         let (a, b) = tokio::join!(one.take_numbers(10), two.take_numbers(7));

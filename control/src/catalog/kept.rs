@@ -12,7 +12,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{CatalogError, Result, STATEMENT_TIMEOUT, away};
 
-/// A connection that rested for longer is asked whether it is there still.
+/// A connection that rested for longer is asked whether it is there still. One that went within that time is found out by
+/// its next use, which is done again with another one: see [`Kept::forget`].
 const TRUSTED: Duration = Duration::from_secs(1);
 /// After so long the pool has it back, and replaces it when it is too old.
 const KEPT_FOR: Duration = Duration::from_secs(60);
@@ -62,6 +63,12 @@ impl<D: Database> Kept<D> {
             None => (inner.pool.acquire().await.map_err(away)?, Instant::now()),
         };
         Ok(Lent { connection, taken, inner, _free: free })
+    }
+
+    /// The pool has back those at rest, and tries each before it lends it again: one of them was found broken.
+    pub(super) fn forget(&self) {
+        let forgotten = std::mem::take(&mut *self.0.at_rest.lock());
+        drop(forgotten);
     }
 }
 

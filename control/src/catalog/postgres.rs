@@ -94,39 +94,60 @@ impl Postgres {
     pub(super) async fn apply(&self, writes: &[Write]) -> Result<Vec<Outcome>> {
         if self.meets_new.load(Ordering::Relaxed)
             && let Some((outcomes, rows)) = resolve_new(writes)
-            && self.insert_new(&rows).await?
         {
-            return Ok(outcomes);
+            match self.insert_new(&rows).await? {
+                Inserted::All => return Ok(outcomes),
+                Inserted::Nothing => {}
+                // Who looks finds these rows when they are there, and they are done.
+                Inserted::Unknown => {
+                    let looked = self.look_and_write(writes).await;
+                    return looked.map_err(|error| CatalogError::Unknown(error.to_string()));
+                }
+            }
         }
+        self.look_and_write(writes).await
+    }
+
+    async fn look_and_write(&self, writes: &[Write]) -> Result<Vec<Outcome>> {
         for _ in 0..TRIES {
-            if let Some(outcomes) = self.try_apply(writes).await? {
+            if let Some(outcomes) = self.try_to_write(writes).await? {
                 return Ok(outcomes);
             }
         }
         Err(CatalogError::Away("too many writers of the same name at once".to_owned()))
     }
 
-    /// Writes rows of names that have none; false, and nothing is changed, when one of them has. One statement, which is its
-    /// own transaction: one round trip.
-    async fn insert_new(&self, rows: &[Cow<'_, Row>]) -> Result<bool> {
+    /// Writes rows of names that have none, unless one of them has. One statement, which is its own transaction: one round
+    /// trip.
+    async fn insert_new(&self, rows: &[Cow<'_, Row>]) -> Result<Inserted> {
         let mut connection = self.writer.lend().await?;
         let written = match insert(INSERT_NEW, rows).execute(&mut *connection).await {
-            Ok(done) => done.rows_affected() > 0,
-            Err(error) => match error.as_database_error() {
-                // Another one inserted a name meanwhile.
-                Some(refusal) if refusal.is_unique_violation() => false,
-                Some(refusal) if is_undone(refusal) => return Err(away(error)),
-                _ => return Err(CatalogError::Unknown(error.to_string())),
-            },
+            Ok(done) if done.rows_affected() > 0 => Inserted::All,
+            Ok(_) => Inserted::Nothing,
+            // Another one inserted a name meanwhile.
+            Err(error) if is_unique_violation(&error) => Inserted::Nothing,
+            Err(error) if is_broken(&error) => {
+                drop(connection);
+                self.writer.forget();
+                return Ok(Inserted::Unknown);
+            }
+            Err(error) => return Err(away(error)),
         };
         connection.keep();
         Ok(written)
     }
 
-    /// One transaction; `None` when another one inserted a name in between: try again.
-    async fn try_apply(&self, writes: &[Write]) -> Result<Option<Vec<Outcome>>> {
+    /// One transaction; `None` when another one inserted a name in between, or the connection is gone: try again.
+    async fn try_to_write(&self, writes: &[Write]) -> Result<Option<Vec<Outcome>>> {
         let mut connection = self.writer.lend().await?;
-        let mut transaction = connection.begin().await.map_err(away)?;
+        let mut transaction = match connection.begin().await {
+            Ok(transaction) => transaction,
+            Err(error) if is_broken(&error) => {
+                self.writer.forget();
+                return Ok(None);
+            }
+            Err(error) => return Err(away(error)),
+        };
         let mut keys: Vec<_> = writes.iter().map(Write::key).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -168,33 +189,46 @@ impl Postgres {
     }
 
     pub(super) async fn lookup(&self, user: &str, name: &str) -> Result<Option<Row>> {
-        let mut connection = self.lookups.lend().await?;
-        let row = sqlx::query(r#"SELECT "user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE "user" = $1 AND name = $2"#)
-            .bind(user)
-            .bind(name)
-            .fetch_optional(&mut *connection)
-            .await
-            .and_then(|row| row.as_ref().map(row_of).transpose())
-            .map_err(away)?;
-        connection.keep();
-        Ok(row)
+        let query = || {
+            sqlx::query(r#"SELECT "user", name, object, grp, path, bytes, type, crc, modified_ms, hlc, node FROM files WHERE "user" = $1 AND name = $2"#)
+                .bind(user)
+                .bind(name)
+        };
+        let rows = self.read(query).await?;
+        rows.first().map(row_of).transpose().map_err(away)
     }
 
     /// The rows of names, each name once; those there are, in any order.
     pub(super) async fn rows_of(&self, keys: &[(&str, &str)]) -> Result<Vec<Row>> {
         let (users, names): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
-        let mut connection = self.lookups.lend().await?;
-        let rows = sqlx::query(
-            r#"SELECT f."user", f.name, f.object, f.grp, f.path, f.bytes, f.type, f.crc, f.modified_ms, f.hlc, f.node
-               FROM unnest($1::text[], $2::text[]) AS k(u, n) JOIN files f ON f."user" = k.u AND f.name = k.n"#,
-        )
-        .bind(&users)
-        .bind(&names)
-        .fetch_all(&mut *connection)
-        .await
-        .map_err(away)?;
-        connection.keep();
+        let query = || {
+            sqlx::query(
+                r#"SELECT f."user", f.name, f.object, f.grp, f.path, f.bytes, f.type, f.crc, f.modified_ms, f.hlc, f.node
+                   FROM unnest($1::text[], $2::text[]) AS k(u, n) JOIN files f ON f."user" = k.u AND f.name = k.n"#,
+            )
+            .bind(&users)
+            .bind(&names)
+        };
+        let rows = self.read(query).await?;
         rows.iter().map(row_of).collect::<Result<_, _>>().map_err(away)
+    }
+
+    /// A look-up's rows; asked for again when its connection turns out to be gone.
+    async fn read<'q>(
+        &self,
+        query: impl Fn() -> Query<'q, Database, PgArguments>,
+    ) -> Result<Vec<PgRow>> {
+        let mut connection = self.lookups.lend().await?;
+        let mut found = query().fetch_all(&mut *connection).await;
+        if found.as_ref().is_err_and(is_broken) {
+            drop(connection);
+            self.lookups.forget();
+            connection = self.lookups.lend().await?;
+            found = query().fetch_all(&mut *connection).await;
+        }
+        let rows = found.map_err(away)?;
+        connection.keep();
+        Ok(rows)
     }
 
     pub(super) async fn list(
@@ -337,12 +371,29 @@ fn insert(statement: &'static str, rows: &[Cow<'_, Row>]) -> Query<'static, Data
         .bind(column(|row| i64::from(row.stamp.node)))
 }
 
-/// Whether a statement that was its own transaction was undone: an error is said instead of the commit. What ends the
-/// session (a server that stops) may come after it.
-fn is_undone(refusal: &dyn DatabaseError) -> bool {
-    refusal
-        .try_downcast_ref::<PgDatabaseError>()
-        .is_some_and(|refusal| matches!(refusal.severity(), PgSeverity::Error))
+fn is_unique_violation(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(DatabaseError::is_unique_violation)
+}
+
+/// Whether the connection is gone, and with it what became of a statement. The server says of a statement that it undid an
+/// error; what ends the session (a server that stops) is worse than one, and may come after the commit.
+fn is_broken(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(said) => said
+            .try_downcast_ref::<PgDatabaseError>()
+            .is_none_or(|said| !matches!(said.severity(), PgSeverity::Error)),
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) => true,
+        _ => false,
+    }
+}
+
+/// What became of an insert of new names.
+enum Inserted {
+    All,
+    /// One of them is there.
+    Nothing,
+    /// The connection broke: all, or nothing.
+    Unknown,
 }
 
 /// Which of the sorted keys a row has, and what it says.
