@@ -67,8 +67,7 @@ impl<D: Database> Kept<D> {
 
     /// The pool has back those at rest, and tries each before it lends it again: one of them was found broken.
     pub(super) fn forget(&self) {
-        let forgotten = std::mem::take(&mut *self.0.at_rest.lock());
-        drop(forgotten);
+        self.0.at_rest.lock().clear();
     }
 }
 

@@ -356,6 +356,11 @@ fn away(error: sqlx::Error) -> CatalogError {
     CatalogError::Away(error.to_string())
 }
 
+/// Wraps an error after which the change may have taken effect.
+fn unknown(error: impl std::error::Error) -> CatalogError {
+    CatalogError::Unknown(error.to_string())
+}
+
 /// The first text after all that start with `prefix`, by bytes; `None` when there is none.
 fn prefix_end(prefix: &str) -> Option<String> {
     let mut characters: Vec<char> = prefix.chars().collect();

@@ -20,6 +20,7 @@ use super::kept::Kept;
 use super::resolve::{Presence, Present, resolve, resolve_new};
 use super::{
     CatalogError, Held, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
+    unknown,
 };
 
 /// Connections of one process: one for writes, those for look-ups, and some for the rest.
@@ -99,10 +100,7 @@ impl Postgres {
                 Inserted::All => return Ok(outcomes),
                 Inserted::Nothing => {}
                 // Who looks finds these rows when they are there, and they are done.
-                Inserted::Unknown => {
-                    let looked = self.look_and_write(writes).await;
-                    return looked.map_err(|error| CatalogError::Unknown(error.to_string()));
-                }
+                Inserted::Unknown => return self.look_and_write(writes).await.map_err(unknown),
             }
         }
         self.look_and_write(writes).await
@@ -126,11 +124,7 @@ impl Postgres {
             Ok(_) => Inserted::Nothing,
             // Another one inserted a name meanwhile.
             Err(error) if is_unique_violation(&error) => Inserted::Nothing,
-            Err(error) if is_broken(&error) => {
-                drop(connection);
-                self.writer.forget();
-                return Ok(Inserted::Unknown);
-            }
+            Err(error) if is_broken(&error) => return Ok(Inserted::Unknown),
             Err(error) => return Err(away(error)),
         };
         connection.keep();
@@ -142,10 +136,7 @@ impl Postgres {
         let mut connection = self.writer.lend().await?;
         let mut transaction = match connection.begin().await {
             Ok(transaction) => transaction,
-            Err(error) if is_broken(&error) => {
-                self.writer.forget();
-                return Ok(None);
-            }
+            Err(error) if is_broken(&error) => return Ok(None),
             Err(error) => return Err(away(error)),
         };
         let mut keys: Vec<_> = writes.iter().map(Write::key).collect();
@@ -183,7 +174,7 @@ impl Postgres {
             connection.keep();
             return Ok(None);
         }
-        transaction.commit().await.map_err(|error| CatalogError::Unknown(error.to_string()))?;
+        transaction.commit().await.map_err(unknown)?;
         connection.keep();
         Ok(Some(outcomes))
     }

@@ -22,6 +22,7 @@ use super::kept::Kept;
 use super::resolve::{Presence, Present, resolve, resolve_new};
 use super::{
     CatalogError, Held, Outcome, Result, Row, STATEMENT_TIMEOUT, Stamp, Write, away, prefix_end,
+    unknown,
 };
 
 /// Connections for reading; writes have one of their own.
@@ -47,7 +48,7 @@ const MIGRATION_TRIES: u32 = 20;
 pub struct Sqlite {
     writer: Kept<Database>,
     readers: SqlitePool,
-    /// Those of the readers that look-ups of many names use.
+    /// Those of the readers that look-ups use.
     lookups: Kept<Database>,
     /// Folds the log: it waits for the disk, which neither commits nor look-ups should.
     folder: SqlitePool,
@@ -136,7 +137,7 @@ impl Sqlite {
         for piece in pieces(&rows) {
             insert(&mut transaction, &piece, REPLACE_OLDER).await?;
         }
-        transaction.commit().await.map_err(|error| CatalogError::Unknown(error.to_string()))?;
+        transaction.commit().await.map_err(unknown)?;
         connection.keep();
         Ok(outcomes)
     }
@@ -154,7 +155,7 @@ impl Sqlite {
             connection.keep();
             return Ok(false);
         }
-        transaction.commit().await.map_err(|error| CatalogError::Unknown(error.to_string()))?;
+        transaction.commit().await.map_err(unknown)?;
         connection.keep();
         Ok(true)
     }

@@ -30,16 +30,12 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Room for so many bytes.
-    pub(crate) fn with_capacity(capacity: usize) -> Self {
-        let (bytes, start) = aligned(capacity);
-        Self { bytes, start, capacity }
-    }
-
     /// Empties it, and makes room for so many bytes, in steps of [`PIECE_BYTES`].
     pub(crate) fn begin(&mut self, capacity: usize) {
         if self.capacity < capacity {
-            *self = Self::with_capacity(capacity.next_multiple_of(PIECE_BYTES));
+            let capacity = capacity.next_multiple_of(PIECE_BYTES);
+            let (bytes, start) = aligned(capacity);
+            *self = Self { bytes, start, capacity };
         }
         self.bytes.truncate(self.start);
     }
