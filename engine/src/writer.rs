@@ -328,8 +328,11 @@ impl Committer {
         let mut context = std::task::Context::from_waker(Waker::noop());
         let Poll::Ready(made) = std::pin::Pin::new(spare).poll(&mut context) else { return };
         self.spare = None;
-        let made = made.and_then(|fresh| self.adopt(fresh));
-        match made {
+        let next = match made {
+            Ok(fresh) if !self.works(&fresh) => return drop(self.discard(&fresh)),
+            made => made.and_then(|fresh| self.adopt(fresh)),
+        };
+        match next {
             Ok(next) => {
                 if let Some(active) = self.active.replace(next) {
                     self.retire(active);
@@ -394,16 +397,34 @@ impl Committer {
         if self.active.is_some() {
             return Ok(());
         }
-        let fresh = match self.spare.take() {
-            Some(spare) => match spare.await {
-                Ok(fresh) => fresh,
-                // A plain one may still be had.
-                Err(_) => self.shared.store.create_packed(None).await?,
-            },
-            None => self.shared.store.create_packed(None).await?,
+        let spare = match self.spare.take() {
+            // A plain one may still be had.
+            Some(spare) => spare.await.ok(),
+            None => None,
+        };
+        let fresh = match spare {
+            Some(fresh) if self.works(&fresh) => fresh,
+            unusable => {
+                drop(unusable.map(|fresh| self.discard(&fresh)));
+                self.shared.store.create_packed(None).await?
+            }
         };
         self.active = Some(self.adopt(fresh)?);
         Ok(())
+    }
+
+    /// A spare's folder may have failed since it was made.
+    fn works(&self, fresh: &Fresh) -> bool {
+        !self.shared.store.folder(fresh.segment.folder()).is_failed()
+    }
+
+    /// Removes a spare that nothing was written to.
+    fn discard(&self, fresh: &Fresh) -> Job<()> {
+        let (store, number) = (Arc::clone(&self.shared.store), fresh.segment.number());
+        self.shared.store.pool().run(move || {
+            store.abandon(number);
+            Ok(())
+        })
     }
 
     /// Takes a fresh segment over, on the shard's own thread.
@@ -477,9 +498,8 @@ impl Committer {
             Some(spare) => Some(spare.await),
             None => None,
         } {
-            let store = Arc::clone(&self.shared.store);
-            let number = fresh.segment.number();
-            let _ = self.shared.store.pool().run(move || store.remove(number)).await;
+            // An error has been said in the log.
+            let _ = self.discard(&fresh).await;
         }
     }
 }

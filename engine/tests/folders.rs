@@ -157,6 +157,33 @@ fn what_a_failing_disk_does_not_take_another_one_does() {
 }
 
 #[test]
+fn a_spare_on_a_disk_that_has_failed_since_is_not_written_to() {
+    let site = Site::open();
+    run(async {
+        let writer = Writer::new(Arc::clone(&site.store));
+        let running = monoio::spawn(writer.clone().run());
+        // The first segment gives way to one that was written before, which gets a spare when an eighth of it is used.
+        let mut spare = None;
+        for name in 0..10_000 {
+            let put = writer.put(site.draft(name)).await.unwrap();
+            let active = put.segment.number().get();
+            let next = SegmentNumber::new(active + 1).unwrap();
+            if active > 1 && site.store.loaded(next).is_some() {
+                spare = Some(next);
+                break;
+            }
+        }
+        let spare = site.store.loaded(spare.unwrap()).unwrap();
+        assert!(is_in(&spare, "/first"));
+        site.first.set_broken(Path::new("/first"), true);
+        let after = writer.put(site.draft(10_000)).await.unwrap();
+        assert!(is_in(&after.segment, "/second"));
+        writer.stop();
+        running.await;
+    });
+}
+
+#[test]
 fn what_does_not_fit_beside_the_reserve_is_refused_before_its_first_byte() {
     let site = Site::open();
     site.first.set_capacity(40 << 20);
