@@ -1,18 +1,25 @@
-//! A busy shard rests for [`REST`] between two looks at its sockets, so that one look finds many requests.
+//! A busy shard rests for a moment ([`REST`]) between two looks at its sockets, so that one look finds many requests.
 //!
 //! What network cards do with their interrupts (interrupt coalescing), for the same reason: at 100,000 requests a second a
 //! shard that goes back to its sockets at once finds one or two each time, and pays for each the way through the ring and the
 //! wake-up that ends its sleep. But where a few clients wait for each answer before they ask again, a rest only makes
 //! them wait: it is due as long as what is at hand comes from a small part of those who have asked lately ([`PART`]).
 //!
-//! Pure: the shard's [`crate::reactor`] asks whether a rest is due, and takes it (docs/decisions/0019); and how many requests
-//! to read before it answers (docs/decisions/0022).
+//! To sleep and be woken costs a few microseconds on a machine of one's own, and 50 where a host has to give the core back:
+//! there a rest is longer, so that most of it is rest, but not so long that those who ask would all wait for it.
+//!
+//! Pure: the shard's [`crate::reactor`] asks whether a rest is due, takes it, and tells how long it took (docs/decisions/0019);
+//! and how many requests to read before it answers (docs/decisions/0022).
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How long a shard rests.
-pub(crate) const REST: Duration = Duration::from_micros(30);
+/// How long a shard rests, where that costs little.
+const REST: Duration = Duration::from_micros(30);
+/// How long it does at most.
+const REST_MOST: Duration = Duration::from_micros(100);
+/// One part in so many of what is known of a rest's cost is the last one's.
+const COST_PART: u32 = 8;
 /// As long events are counted before they say how busy the sockets are.
 const WINDOW: Duration = Duration::from_millis(1);
 /// A rest is due when so many events may be expected during it: fewer would only come later.
@@ -38,11 +45,24 @@ pub(crate) struct Pace {
     /// Of the window before: whether a rest is worth it, and the sockets that had events.
     busy: bool,
     active: usize,
+    /// In which each of them asks once.
+    round: Duration,
+    /// By how much rests take longer than was asked for.
+    rest_cost: Duration,
 }
 
 impl Pace {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { window: 1, begun: now, events: 0, sockets: 0, busy: false, active: 0 }
+        Self {
+            window: 1,
+            begun: now,
+            events: 0,
+            sockets: 0,
+            busy: false,
+            active: 0,
+            round: Duration::ZERO,
+            rest_cost: Duration::ZERO,
+        }
     }
 
     /// A socket has an event; `last` is the window of its event before, to be kept with it (0 at first).
@@ -64,12 +84,26 @@ impl Pace {
         (self.active / BATCH_PART).max(1)
     }
 
+    /// How long to rest: twice as long as what it costs, but not beyond the time in which half of those who ask have done so.
+    pub(crate) fn rest(&self) -> Duration {
+        let half = (self.round / 2).saturating_sub(self.rest_cost);
+        (self.rest_cost * 2).min(half).clamp(REST, REST_MOST)
+    }
+
+    /// A rest of [`Pace::rest`] took so long.
+    pub(crate) fn rested(&mut self, took: Duration) {
+        // A core that was taken away says nothing about the next rest.
+        let cost = took.saturating_sub(self.rest()).min(REST_MOST);
+        self.rest_cost = (self.rest_cost * (COST_PART - 1) + cost) / COST_PART;
+    }
+
     /// A look at the sockets found so many events: whether a rest is due when they have been dealt with.
     pub(crate) fn looked(&mut self, found: usize, now: Instant) -> bool {
         let took = now.saturating_duration_since(self.begun);
         if took >= WINDOW {
             self.busy = REST * self.events >= took * WORTH;
             self.active = self.sockets;
+            self.round = took * self.sockets as u32 / self.events.max(1);
             self.window += 1;
             (self.begun, self.events, self.sockets) = (now, 0, 0);
         }
@@ -148,6 +182,38 @@ mod tests {
         // 50,000 events a second: one and a half during a rest.
         assert_eq!(share(64, 1, Duration::from_micros(20)), 0.0);
         assert_eq!(share(64, 1, Duration::from_micros(10)), 1.0);
+    }
+
+    /// Of a pace at which each of the clients asks once in `round`, and rests that take `cost` longer than they should, in µs.
+    fn rest(clients: usize, round: u64, cost: u64) -> u128 {
+        let begun = Instant::now();
+        let mut pace = Pace::new(begun);
+        let windows = vec![Cell::new(0); clients];
+        for _ in 0..WINDOW.as_micros() as u64 / round {
+            windows.iter().for_each(|window| pace.event(window));
+        }
+        pace.looked(1, begun + WINDOW);
+        for _ in 0..100 {
+            pace.rested(pace.rest() + Duration::from_micros(cost));
+        }
+        pace.rest().as_micros()
+    }
+
+    #[test]
+    fn a_rest_is_longer_where_it_costs_much_and_clients_are_many() {
+        assert_eq!(rest(64, 500, 3), 30);
+        assert!((88..=90).contains(&rest(64, 500, 45)));
+        assert_eq!(rest(64, 500, 10_000), 100);
+        // Half of them have asked after 125 µs, 45 of which pass anyway.
+        assert!((80..=81).contains(&rest(64, 250, 45)));
+        assert_eq!(rest(32, 100, 45), 30, "few, who are fast");
+    }
+
+    #[test]
+    fn a_core_that_was_taken_away_once_does_not_make_rests_long() {
+        let mut pace = Pace::new(Instant::now());
+        pace.rested(Duration::from_secs(1));
+        assert_eq!(pace.rest(), REST);
     }
 
     #[test]

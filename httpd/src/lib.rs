@@ -2,8 +2,8 @@
 //!
 //! A shard is a loop that never blocks: it accepts, parses ([`http`], pure), finds and sends or
 //! receives bytes. What could block goes to disk threads (engine) or to the process's one tokio
-//! side thread (control plane), through bounded channels. (A busy shard rests for 30 µs at times, of its own will:
-//! `coalesce.rs`.)
+//! side thread (control plane), through bounded channels. (A busy shard rests for 30 to 100 µs at times, of its own
+//! will: `coalesce.rs`.)
 
 mod access_log;
 mod answer;

@@ -20,7 +20,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::EventfdFlags;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
-use crate::coalesce::{Pace, REST};
+use crate::coalesce::Pace;
 use crate::polled::{Polled, Tried};
 use crate::prompt::{Attended, Came, Desk, Left, Outbox, answer_in_turn};
 use crate::readiness::{State, TimedOut};
@@ -82,10 +82,13 @@ async fn behind_woken() {
 }
 
 /// The shard rests ([`crate::coalesce`]); what waits for it waits as long.
-fn rest() {
-    let time = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(REST.subsec_nanos()) };
+fn rest(pace: &RefCell<Pace>) {
+    let length = pace.borrow().rest();
+    let time = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(length.subsec_nanos()) };
+    let begun = Instant::now();
     // A signal ends it early: that does no harm.
     let _ = rustix::thread::nanosleep(&time);
+    pace.borrow_mut().rested(begun.elapsed());
 }
 
 /// The calling thread's rests end when they should (the kernel adds up to 50 µs unless told otherwise, prctl(2)).
@@ -188,7 +191,7 @@ impl Reactor {
             let bulk_waits = turns::is_waiting();
             if rest_due && !bulk_waits {
                 behind_woken().await;
-                rest();
+                rest(&self.pace);
             }
             let is_over =
                 now.saturating_duration_since(*began.get_or_insert(now)) >= LOOKS_IN_A_ROW;
