@@ -6,7 +6,8 @@
 //! them wait: it is due as long as what is at hand comes from a small part of those who have asked lately ([`PART`]).
 //!
 //! To sleep and be woken costs a few microseconds on a machine of one's own, and 50 where a host has to give the core back:
-//! there a rest is longer, so that most of it is rest, but not so long that those who ask would all wait for it.
+//! there a rest is longer, so that most of it is rest, but not so long that those who ask would all wait for it; and only
+//! where they ask again at once ([`crate::polled`]): who asks at a time of his own waits for the longer rest in vain.
 //!
 //! Pure: the shard's [`crate::reactor`] asks whether a rest is due, takes it, and tells how long it took (docs/decisions/0019);
 //! and how many requests to read before it answers (docs/decisions/0022).
@@ -84,16 +85,20 @@ impl Pace {
         (self.active / BATCH_PART).max(1)
     }
 
-    /// How long to rest: twice as long as what it costs, but not beyond the time in which half of those who ask have done so.
-    pub(crate) fn rest(&self) -> Duration {
+    /// How long to rest. `at_once`: those who ask do so as soon as they are answered; then twice as long as what a rest costs, but
+    /// not beyond the time in which half of them have asked.
+    pub(crate) fn rest(&self, at_once: bool) -> Duration {
+        if !at_once {
+            return REST;
+        }
         let half = (self.round / 2).saturating_sub(self.rest_cost);
         (self.rest_cost * 2).min(half).clamp(REST, REST_MOST)
     }
 
-    /// A rest of [`Pace::rest`] took so long.
-    pub(crate) fn rested(&mut self, took: Duration) {
+    /// A rest took so long.
+    pub(crate) fn rested(&mut self, rest: Duration, took: Duration) {
         // A core that was taken away says nothing about the next rest.
-        let cost = took.saturating_sub(self.rest()).min(REST_MOST);
+        let cost = took.saturating_sub(rest).min(REST_MOST);
         self.rest_cost = (self.rest_cost * (COST_PART - 1) + cost) / COST_PART;
     }
 
@@ -194,9 +199,11 @@ mod tests {
         }
         pace.looked(1, begun + WINDOW);
         for _ in 0..100 {
-            pace.rested(pace.rest() + Duration::from_micros(cost));
+            let rest = pace.rest(true);
+            pace.rested(rest, rest + Duration::from_micros(cost));
         }
-        pace.rest().as_micros()
+        assert_eq!(pace.rest(false), REST);
+        pace.rest(true).as_micros()
     }
 
     #[test]
@@ -212,8 +219,8 @@ mod tests {
     #[test]
     fn a_core_that_was_taken_away_once_does_not_make_rests_long() {
         let mut pace = Pace::new(Instant::now());
-        pace.rested(Duration::from_secs(1));
-        assert_eq!(pace.rest(), REST);
+        pace.rested(REST, Duration::from_secs(1));
+        assert_eq!(pace.rest(true), REST);
     }
 
     #[test]

@@ -82,13 +82,13 @@ async fn behind_woken() {
 }
 
 /// The shard rests ([`crate::coalesce`]); what waits for it waits as long.
-fn rest(pace: &RefCell<Pace>) {
-    let length = pace.borrow().rest();
+fn rest(pace: &RefCell<Pace>, at_once: bool) {
+    let length = pace.borrow().rest(at_once);
     let time = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(length.subsec_nanos()) };
     let begun = Instant::now();
     // A signal ends it early: that does no harm.
     let _ = rustix::thread::nanosleep(&time);
-    pace.borrow_mut().rested(begun.elapsed());
+    pace.borrow_mut().rested(length, begun.elapsed());
 }
 
 /// The calling thread's rests end when they should (the kernel adds up to 50 µs unless told otherwise, prctl(2)).
@@ -186,12 +186,12 @@ impl Reactor {
         loop {
             let Look { found, answered, now } = self.look();
             turns::looked();
-            let rest_due = self.pace.borrow_mut().looked(found, now)
-                || found == 0 && !self.polled.borrow().is_empty();
+            let some_polled = !self.polled.borrow().is_empty();
+            let rest_due = self.pace.borrow_mut().looked(found, now) || found == 0 && some_polled;
             let bulk_waits = turns::is_waiting();
             if rest_due && !bulk_waits {
                 behind_woken().await;
-                rest(&self.pace);
+                rest(&self.pace, some_polled);
             }
             let is_over =
                 now.saturating_duration_since(*began.get_or_insert(now)) >= LOOKS_IN_A_ROW;
