@@ -148,11 +148,7 @@ fn extend(
 impl Drop for Reserved {
     fn drop(&mut self) {
         if !self.complete {
-            let (store, number) = (Arc::clone(&self.store), self.number);
-            drop(self.store.pool().run(move || {
-                store.abandon(number);
-                Ok(())
-            }));
+            drop(self.store.abandon_soon(self.number));
         }
     }
 }

@@ -328,11 +328,8 @@ impl Committer {
         let mut context = std::task::Context::from_waker(Waker::noop());
         let Poll::Ready(made) = std::pin::Pin::new(spare).poll(&mut context) else { return };
         self.spare = None;
-        let next = match made {
-            Ok(fresh) if !self.works(&fresh) => return drop(self.discard(&fresh)),
-            made => made.and_then(|fresh| self.adopt(fresh)),
-        };
-        match next {
+        let Some(made) = made.map(|fresh| self.unless_failed(fresh)).transpose() else { return };
+        match made.and_then(|fresh| self.adopt(fresh)) {
             Ok(next) => {
                 if let Some(active) = self.active.replace(next) {
                     self.retire(active);
@@ -398,33 +395,26 @@ impl Committer {
             return Ok(());
         }
         let spare = match self.spare.take() {
-            // A plain one may still be had.
-            Some(spare) => spare.await.ok(),
+            Some(spare) => spare.await.ok().and_then(|fresh| self.unless_failed(fresh)),
             None => None,
         };
         let fresh = match spare {
-            Some(fresh) if self.works(&fresh) => fresh,
-            unusable => {
-                drop(unusable.map(|fresh| self.discard(&fresh)));
-                self.shared.store.create_packed(None).await?
-            }
+            Some(fresh) => fresh,
+            // A plain one may still be had.
+            None => self.shared.store.create_packed(None).await?,
         };
         self.active = Some(self.adopt(fresh)?);
         Ok(())
     }
 
-    /// A spare's folder may have failed since it was made.
-    fn works(&self, fresh: &Fresh) -> bool {
-        !self.shared.store.folder(fresh.segment.folder()).is_failed()
-    }
-
-    /// Removes a spare that nothing was written to.
-    fn discard(&self, fresh: &Fresh) -> Job<()> {
-        let (store, number) = (Arc::clone(&self.shared.store), fresh.segment.number());
-        self.shared.store.pool().run(move || {
-            store.abandon(number);
-            Ok(())
-        })
+    /// A spare, unless its folder has failed since it was made: then it is removed.
+    fn unless_failed(&self, spare: Fresh) -> Option<Fresh> {
+        let store = &self.shared.store;
+        if store.folder(spare.segment.folder()).is_failed() {
+            drop(store.abandon_soon(spare.segment.number()));
+            return None;
+        }
+        Some(spare)
     }
 
     /// Takes a fresh segment over, on the shard's own thread.
@@ -499,7 +489,7 @@ impl Committer {
             None => None,
         } {
             // An error has been said in the log.
-            let _ = self.discard(&fresh).await;
+            let _ = self.shared.store.abandon_soon(fresh.segment.number()).await;
         }
     }
 }

@@ -266,6 +266,15 @@ impl Store {
         }
     }
 
+    /// [`Store::abandon`] on a disk thread, whether or not the job is kept.
+    pub(crate) fn abandon_soon(self: &Arc<Self>, number: SegmentNumber) -> Job<()> {
+        let store = Arc::clone(self);
+        self.pool.run(move || {
+            store.abandon(number);
+            Ok(())
+        })
+    }
+
     /// Notes a segment that is worth compacting.
     pub(crate) fn consider(&self, segment: &Segment) {
         let dead = segment.dead_bytes();
